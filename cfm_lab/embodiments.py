@@ -7,13 +7,13 @@ __all__ = ['element_names', 'geom_of', 'bodies_of', 'actuator_moment', 'welded_b
            'acts_on', 'joints_of', 'force_law', 'commands_of', 'set_command', 'get_command', 'task_frame',
            'control_map', 'dof_axes', 'embody']
 
-# %% ../nbs/10_embodiments.ipynb #eea328ea
+# %% ../nbs/10_embodiments.ipynb #d4b6bc40
 import numpy as np
 import mujoco
 from mujoco import mjtObj, mjtJoint, mjtGeom, mjtEq, mjtGain, mjtBias, mjtDyn
 from .base import ActionMap, BadInput, Body, Command, Geom, Joint, Spec, check_slug
 
-# %% ../nbs/10_embodiments.ipynb #fb701196
+# %% ../nbs/10_embodiments.ipynb #7d60ec40
 def element_names(
     model:mujoco.MjModel,
     kind:mjtObj,             # which elements
@@ -27,7 +27,7 @@ def element_names(
         out.append(name)
     return out
 
-# %% ../nbs/10_embodiments.ipynb #8a8bb442
+# %% ../nbs/10_embodiments.ipynb #8214a8a0
 _tup = lambda x: tuple(float(v) for v in np.ravel(x))
 
 def geom_of(
@@ -44,7 +44,7 @@ def geom_of(
     return Geom(name, kind, _tup(size), _tup(pos), _tup(model.geom_quat[g]), _tup(model.geom_friction[g]),
                 int(model.geom_contype[g]), int(model.geom_conaffinity[g]))
 
-# %% ../nbs/10_embodiments.ipynb #e2c4623c
+# %% ../nbs/10_embodiments.ipynb #f8482120
 def bodies_of(
     model:mujoco.MjModel,
 )->tuple:                 # of `Body`, the world first
@@ -55,7 +55,7 @@ def bodies_of(
         float(model.body_mass[b]), _tup(model.body_ipos[b]), _tup(model.body_iquat[b]), _tup(model.body_inertia[b]), tuple(on[b]))
         for b in range(model.nbody))
 
-# %% ../nbs/10_embodiments.ipynb #689dded7
+# %% ../nbs/10_embodiments.ipynb #436ba080
 def actuator_moment(
     model:mujoco.MjModel,
     data:mujoco.MjData,      # at the pose in question, after a forward pass
@@ -65,7 +65,7 @@ def actuator_moment(
     if model.nu and model.nv: mujoco.mju_sparse2dense(out, data.actuator_moment, data.moment_rownnz, data.moment_rowadr, data.moment_colind)
     return out
 
-# %% ../nbs/10_embodiments.ipynb #cde8ef39
+# %% ../nbs/10_embodiments.ipynb #1ecfa570
 def welded_bodies(
     model:mujoco.MjModel,
 )->list:                  # for each mocap body, indices of the bodies welded to it
@@ -78,7 +78,7 @@ def welded_bodies(
             if model.body_mocapid[mocap]>=0: out[model.body_mocapid[mocap]].append(other)
     return out
 
-# %% ../nbs/10_embodiments.ipynb #11a664e0
+# %% ../nbs/10_embodiments.ipynb #5abd0ad0
 def moments(
     model:mujoco.MjModel,
     data:mujoco.MjData,      # at the pose in question, after a forward pass
@@ -94,7 +94,7 @@ def moments(
         rows += [jac, np.zeros((4, model.nv))]
     return np.concatenate(rows)
 
-# %% ../nbs/10_embodiments.ipynb #54c45500
+# %% ../nbs/10_embodiments.ipynb #bf061200
 def random_pose(
     model:mujoco.MjModel,
     rng:np.random.Generator,
@@ -110,7 +110,7 @@ def random_pose(
         q[at:at+4] = r/np.linalg.norm(r)
     return q
 
-# %% ../nbs/10_embodiments.ipynb #ceb317ef
+# %% ../nbs/10_embodiments.ipynb #b68c4110
 def chain(
     model:mujoco.MjModel,
     body:int,
@@ -139,7 +139,7 @@ def acts_on(
     for bodies in welded_bodies(model): rows.append(np.tile(np.any([chain(model,b) for b in bodies] or [np.zeros(model.nv,bool)], 0), (7,1)))
     return np.concatenate(rows)
 
-# %% ../nbs/10_embodiments.ipynb #24f7fb56
+# %% ../nbs/10_embodiments.ipynb #c1801990
 def joints_of(
     model:mujoco.MjModel,
     acts_UJ,              # from `acts_on`
@@ -155,7 +155,7 @@ def joints_of(
             float(model.dof_damping[v]), float(model.dof_armature[v]), float(model.dof_frictionloss[v]))
     return tuple(one(j) for j in range(model.njnt))
 
-# %% ../nbs/10_embodiments.ipynb #e5167cf2
+# %% ../nbs/10_embodiments.ipynb #a82a8a40
 _LAGS = {mjtDyn.mjDYN_FILTER, mjtDyn.mjDYN_FILTEREXACT, mjtDyn.mjDYN_MUSCLE}
 
 def force_law(
@@ -177,7 +177,7 @@ def force_law(
     if gain and bias[:2]==(0.,-gain): return "position",gain,bias
     return ("velocity" if gain and bias==(0.,0.,-gain) else "general"),gain,bias
 
-# %% ../nbs/10_embodiments.ipynb #4a0f2fc8
+# %% ../nbs/10_embodiments.ipynb #d0241400
 def commands_of(
     model:mujoco.MjModel,
     data:mujoco.MjData,   # at home
@@ -200,7 +200,7 @@ def commands_of(
                 out.append(Command(f"{bodies[b]}.{p}", kind, float(lo), float(hi)))
     return tuple(out)
 
-# %% ../nbs/10_embodiments.ipynb #d1575f61
+# %% ../nbs/10_embodiments.ipynb #67404d80
 def set_command(
     model:mujoco.MjModel,
     data:mujoco.MjData,   # changed in place
@@ -215,10 +215,11 @@ def get_command(
     model:mujoco.MjModel,
     data:mujoco.MjData,
 ):                        # command `(U,)`
-    "The command that stands in `data`."
-    return np.concatenate([data.ctrl, np.hstack([data.mocap_pos, data.mocap_quat]).ravel()])
+    "The command that stands in `data`, its orientations normalised."
+    quat = data.mocap_quat / np.linalg.norm(data.mocap_quat, axis=-1, keepdims=True)
+    return np.concatenate([data.ctrl, np.hstack([data.mocap_pos, quat]).ravel()])
 
-# %% ../nbs/10_embodiments.ipynb #e7d1069a
+# %% ../nbs/10_embodiments.ipynb #1f56bc20
 def task_frame(
     model:mujoco.MjModel,
     acts_UJ,              # from `acts_on`
@@ -234,7 +235,7 @@ def task_frame(
     depth = lambda b: 0 if b==0 else 1+depth(model.body_parentid[b])
     return int(max(far, key=depth))
 
-# %% ../nbs/10_embodiments.ipynb #e8083609
+# %% ../nbs/10_embodiments.ipynb #1554e780
 def control_map(
     model:mujoco.MjModel,
 )->ActionMap:
@@ -245,7 +246,7 @@ def control_map(
     return ActionMap(tuple(names), low, high, np.eye(model.nu+m, model.nu), np.zeros(model.nu+m),
                      np.r_[np.zeros(model.nu), np.ones(m)], np.r_[low,-free], np.r_[high,free])
 
-# %% ../nbs/10_embodiments.ipynb #a45a3777
+# %% ../nbs/10_embodiments.ipynb #bc3cc160
 def dof_axes(
     model:mujoco.MjModel,
     data:mujoco.MjData,   # at home
@@ -260,7 +261,7 @@ def dof_axes(
         else: axis[v] = data.xaxis[j]
     return axis,data.xanchor[model.dof_jntid]
 
-# %% ../nbs/10_embodiments.ipynb #bdf8c38f
+# %% ../nbs/10_embodiments.ipynb #9d1acc10
 def embody(
     model:mujoco.MjModel,    # compiled
     id:str,                  # slug of the scene

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TASKS', 'Task', 'get_task', 'physical_fields', 'row_names', 'model_diff', 'apply_edits', 'Origin', 'Scene',
            'from_dm_control', 'from_gymnasium', 'cartpole_reward', 'hopper_reward', 'from_metaworld', 'random_start',
-           'scaled_map', 'from_gymnasium_robotics', 'hexarotor', 'from_cfm_lab', 'load']
+           'scaled_map', 'from_gymnasium_robotics', 'hexarotor', 'from_cfm_lab', 'load', 'skeleton', 'same_robot',
+           'robot_lists']
 
 # %% ../nbs/13_tasks.ipynb #6dd78080
 import copy, difflib, re
@@ -335,3 +336,40 @@ def load(
 )->Scene:              # the same object for the same task
     "The scene of a task, built once per process."
     return _load(task if isinstance(task,Task) else get_task(task))
+
+# %% ../nbs/13_tasks.ipynb #2b577a10
+def skeleton(
+    spec:Spec,
+)->list:           # of limbs: (joint kinds, mass, limbs that hang on it)
+    "The robot in a scene, without names: bodies that can't move against each other are one."
+    limbs,roots = {},[]
+    for i,b in enumerate(spec.bodies):
+        mine = [j for j in spec.joints if j.body==i]
+        parent = limbs.get(b.parent)
+        if mine:
+            limbs[i] = [tuple(sorted(j.kind for j in mine)), b.mass, []]
+            if parent: parent[2].append(limbs[i])
+            elif mine[0].entity=="robot": roots.append(limbs[i])
+        elif parent: parent[1] += b.mass; limbs[i] = parent
+    return roots
+
+# %% ../nbs/13_tasks.ipynb #7a06a4d0
+def _match(a, b, tol):
+    "Can the limbs of a be paired with those of b?"
+    if len(a)!=len(b): return False
+    if not a: return True
+    (kinds,mass,inner),rest = a[0],a[1:]
+    return any(kinds==k and abs(mass-m)<=tol*max(mass,m) and _match(inner,i,tol) and _match(rest,b[:n]+b[n+1:],tol) for n,(k,m,i) in enumerate(b))
+
+def same_robot(
+    a:Spec,
+    b:Spec,
+    tol:float=.05,   # relative difference of masses
+)->bool:
+    "Is it the same robot, whatever the scene and the names?"
+    return _match(skeleton(a), skeleton(b), tol)
+
+# %% ../nbs/13_tasks.ipynb #4f63d2a0
+def robot_lists()->dict:     # split → robots
+    "The three lists of registered robots."
+    return {s:sorted({t.robot for t in TASKS.values() if t.split==s}) for s in ("train","validation","held-out")}
