@@ -7,7 +7,7 @@ __all__ = ['project_root', 'data_root', 'inside', 'fsync_folder', 'atomic_write'
            'resolve_config', 'config_to_dict', 'config_from_dict', 'save_weights', 'load_weights', 'find_pretrained',
            'Pretrained', 'RunFolder', 'new_run']
 
-# %% ../nbs/02_artifacts.ipynb #704d949d
+# %% ../nbs/02_artifacts.ipynb #a110c570
 import hashlib, importlib, json, os, re, shutil, uuid
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, check_slug
 
-# %% ../nbs/02_artifacts.ipynb #e01a5921
+# %% ../nbs/02_artifacts.ipynb #f810fb40
 def project_root()->Path|None:    # None: not inside a checkout
     "The folder from here upward that holds this project's settings.ini."
     for p in [Path.cwd(),*Path.cwd().parents]:
@@ -28,7 +28,7 @@ def data_root()->Path:
     if os.environ.get("CFM_DATA"): return Path(os.environ["CFM_DATA"]).expanduser().resolve()
     return (project_root() or Path.cwd())/"data"
 
-# %% ../nbs/02_artifacts.ipynb #4a7aeab0
+# %% ../nbs/02_artifacts.ipynb #1d4ca9e0
 def inside(
     root:Path,       # a folder
     *parts:str,      # names below it
@@ -39,7 +39,7 @@ def inside(
     if not path.is_relative_to(root): raise BadInput(f"{'/'.join(map(str,parts))!r} leads out of its folder", str(root), f"it is {path}", "Use a plain name.")
     return path
 
-# %% ../nbs/02_artifacts.ipynb #9e6b9ccb
+# %% ../nbs/02_artifacts.ipynb #d580c9a0
 def fsync_folder(
     folder:Path,
 ):
@@ -65,7 +65,7 @@ def atomic_write(
     except BaseException: temp.unlink(missing_ok=True); raise
     return path
 
-# %% ../nbs/02_artifacts.ipynb #7484a6f1
+# %% ../nbs/02_artifacts.ipynb #f7df9ce0
 def sha256(
     what:bytes|str|Path,   # bytes, or the path of a file
 )->str:                    # 64 hexadecimal digits
@@ -73,7 +73,7 @@ def sha256(
     if isinstance(what,(bytes,bytearray,memoryview)): return hashlib.sha256(what).hexdigest()
     with open(what,"rb") as f: return hashlib.file_digest(f,"sha256").hexdigest()
 
-# %% ../nbs/02_artifacts.ipynb #bec8926c
+# %% ../nbs/02_artifacts.ipynb #4fa50500
 def plain(
     x:Any,        # a dataclass, mapping, sequence, array, path or number
 ):                # dicts, lists, strings, numbers, True, False, None
@@ -88,7 +88,7 @@ def plain(
     if isinstance(x,Path): return str(x)
     raise BadInput(f"a {type(x).__name__} can't be written as JSON", repr(x)[:60], mend="Turn it into numbers, strings, lists or dicts first.")
 
-# %% ../nbs/02_artifacts.ipynb #1f138ffa
+# %% ../nbs/02_artifacts.ipynb #a65437c0
 def write_json(
     path:Path,
     x:Any,               # anything `plain` takes
@@ -104,7 +104,7 @@ def read_json(
     except FileNotFoundError: raise BadInput("there is no such file", str(path), mend="Check the path.") from None
     except (ValueError, RecursionError) as e: raise BadInput("is not JSON", str(path), str(e)[:80], "It is damaged or foreign: restore it from a copy, or make it anew.") from None
 
-# %% ../nbs/02_artifacts.ipynb #99c50772
+# %% ../nbs/02_artifacts.ipynb #be981810
 _CONFIG = re.compile(r"cfm_lab\.([a-z][a-z0-9_]*):([A-Z][A-Za-z0-9_]*)")
 
 def resolve_config(
@@ -123,7 +123,7 @@ def resolve_config(
         raise bad("no dataclass with a build method is defined there under this name")
     return cls
 
-# %% ../nbs/02_artifacts.ipynb #48d8fc20
+# %% ../nbs/02_artifacts.ipynb #0483b340
 def config_to_dict(
     config,             # a dataclass of `cfm_lab`
 )->dict:                # {"config": its name, "fields": {…}}
@@ -147,7 +147,7 @@ def config_from_dict(
     try: return cls(**{k:_tuples(v) for k,v in values.items()})
     except (TypeError,ValueError) as e: raise BadInput(f"{cls.__name__} can't be made", where, str(e), "Mend the fields.") from None
 
-# %% ../nbs/02_artifacts.ipynb #11f04db3
+# %% ../nbs/02_artifacts.ipynb #6c2798c0
 def save_weights(
     folder:Path,              # made if need be
     model,                    # a torch module
@@ -171,7 +171,7 @@ def save_weights(
     finally: shutil.rmtree(stage, ignore_errors=True)
     return folder
 
-# %% ../nbs/02_artifacts.ipynb #ca697288
+# %% ../nbs/02_artifacts.ipynb #4c9c5cf0
 def load_weights(
     folder:Path,       # from `save_weights`
 ):                     # the torch module, with `.config` and `.card`
@@ -193,7 +193,7 @@ def load_weights(
     model.card = read_json(folder/"card.json")
     return model.eval()
 
-# %% ../nbs/02_artifacts.ipynb #dbd97dc0
+# %% ../nbs/02_artifacts.ipynb #11e7aa20
 def find_pretrained(
     name:str|Path,      # "dynamics-small", or a folder
 )->Path:                # the folder that holds config.json
@@ -207,7 +207,7 @@ def find_pretrained(
     known = sorted({p.parent.name for r in roots for p in r.glob("pretrained/*/config.json")})
     raise BadInput(f"no pretrained model is called {name!r}", "data/pretrained", f"there are: {', '.join(known) or 'none yet'}", "Pass one of these, or the folder of a saved model.")
 
-# %% ../nbs/02_artifacts.ipynb #a75314cd
+# %% ../nbs/02_artifacts.ipynb #f4fc2260
 class Pretrained:
     "Mixin for modules with a `config`: `save_pretrained` and `from_pretrained`."
     def save_pretrained(self,
@@ -229,7 +229,7 @@ class Pretrained:
             raise BadInput(f"holds a {type(model).__name__}, not a {cls.__name__}", str(folder), mend=f"Call {type(model).__name__}.from_pretrained.")
         return model
 
-# %% ../nbs/02_artifacts.ipynb #aff1bedf
+# %% ../nbs/02_artifacts.ipynb #777a81a0
 @dataclass(frozen=True)
 class RunFolder:
     "The folder of one run."
@@ -249,7 +249,7 @@ def new_run(
     fsync_folder(path.parent)
     return RunFolder(path)
 
-# %% ../nbs/02_artifacts.ipynb #ede0d93b
+# %% ../nbs/02_artifacts.ipynb #ac3647c0
 @patch
 def log(self:RunFolder,
     row:Mapping|None=None,    # one row of metrics
@@ -272,7 +272,7 @@ def rows(self:RunFolder)->list:     # of dicts
     try: return [json.loads(l) for l in text[:text.rfind("\n")+1].splitlines()]
     except ValueError as e: raise BadInput("holds a line that is not JSON", str(f), str(e)[:80], "Delete the line.") from None
 
-# %% ../nbs/02_artifacts.ipynb #28a53e3b
+# %% ../nbs/02_artifacts.ipynb #8073d370
 @patch
 def rewind(self:RunFolder,
     step:int,             # rows whose "step" is greater are dropped
@@ -280,7 +280,7 @@ def rewind(self:RunFolder,
     "Forget the metric rows after `step`."
     atomic_write(self.path/"metrics.jsonl", "".join(json.dumps(r, ensure_ascii=False)+"\n" for r in self.rows() if r.get("step",0)<=step))
 
-# %% ../nbs/02_artifacts.ipynb #4429dcf2
+# %% ../nbs/02_artifacts.ipynb #af7e4ae0
 @patch
 def write_json(self:RunFolder,
     name:str,            # "status.json"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DynamicsConfig', 'dynamics_tiny', 'dynamics_small', 'DynamicsTransformer', 'Carry']
 
-# %% ../nbs/32_dynamics.ipynb #249253c0
+# %% ../nbs/32_dynamics.ipynb #a3b11c80
 from dataclasses import dataclass, replace
 from typing import Any
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .base import Spec, Window, Tokens, Prediction
 from .artifacts import Pretrained
-from .layers import Stack
+from .layers import Joints, Stack
 from .tokens import (Moment, Context, CARD, FAR, N_ROW, N_STATIC, change, features, static_features, local,
     read_history, target, step_by, tokenize, split_state, join_state, drive, static, _log_quat, _mul, _conj, _take, _put)
 
@@ -40,7 +40,7 @@ def dynamics_small()->DynamicsConfig:
     "0.2 M parameters: eight minutes on two cores."
     return DynamicsConfig(depth=4, width=64)
 
-# %% ../nbs/32_dynamics.ipynb #17f9e8d0
+# %% ../nbs/32_dynamics.ipynb #2fe601b0
 class DynamicsTransformer(nn.Module, Pretrained):
     "Joint-token transformer over mixed embodiments."
     def __init__(self, config:DynamicsConfig):
@@ -58,9 +58,10 @@ class DynamicsTransformer(nn.Module, Pretrained):
         prior_BTJ2,            # trusted part of the affine guess
         cache=None,
     ):                         # mean and log width of the change, `(B, T, J, 2)` each, and the cache
-        x_BTJD = self.row(rows_BTJF)+self.static(static_BJF)[:,None]
-        x_BTJD,cache = self.stack(x_BTJD,tk.distance_BJJ,tk.mask_BJ,cache)
-        mean,width = self.head(self.norm(x_BTJD)).split(2,-1)
+        joints = Joints(tk.mask_BJ,tk.distance_BJJ)
+        x_NTD = self.row(joints.gather(rows_BTJF.transpose(1,2)))+self.static(joints.gather(static_BJF))[:,None]
+        x_NTD,cache = self.stack(x_NTD,joints,cache)
+        mean,width = joints.spread(self.head(self.norm(x_NTD))).transpose(1,2).split(2,-1)
         return prior_BTJ2+mean, width.clamp(-6,4), cache
 
 # %% ../nbs/32_dynamics.ipynb #6cdc39c0
@@ -140,7 +141,7 @@ def _limit(v, top):
     "An imagined robot can't get infinitely fast: that would be NaN in the next row."
     return torch.maximum(torch.minimum(v,top),-top)
 
-# %% ../nbs/32_dynamics.ipynb #15b82750
+# %% ../nbs/32_dynamics.ipynb #dfd65130
 def _apart(tk, a, b):
     "Difference of two moments per degree of freedom: place, velocity."
     dq = a.q_BTJ-b.q_BTJ
@@ -161,14 +162,14 @@ def loss(self:DynamicsTransformer,
     near = _mean(F.smooth_l1_loss(mean,y.clamp(-20,20),reduction="none",beta=.1),mask)
     widths = _mean((mean-y).detach().abs()*(-width).exp()+width,mask)
     reach = c.ctx.pace_BJ[:,None]*tk.dt_B[:,None,None]*10+1e-6            # how far ten steps usually carry
-    far = 0.
+    far = torch.zeros(())
     for h in range(cfg.unroll):
         c,_,_ = self.forward_step(c,tk.drive_BTJ4[:,T-1+h:T+h])
         dq,dv = _apart(tk,c.now,tk.moment(T+h,T+h+1))
         e = torch.stack([dq/reach,dv/c.ctx.pace_BJ[:,None]],-1)
         far = far+_mean(F.smooth_l1_loss(e,torch.zeros_like(e),reduction="none",beta=.05).clamp(max=4.),mask)/cfg.unroll
     total = near+cfg.far*far+.05*widths
-    return total, dict(loss=total.item(),near=near.item(),far=float(far),width=widths.item())
+    return total, dict(loss=total.item(),near=near.item(),far=far.item(),width=widths.item())
 
 # %% ../nbs/32_dynamics.ipynb #cc64e5a0
 @patch

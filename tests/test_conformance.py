@@ -1,0 +1,215 @@
+"""Registering a task is writing its tests: every registered task, and some bodies of every family, goes through all of these."""
+import copy
+import json
+
+import mujoco
+import numpy as np
+import pytest
+from mujoco import mjtState
+
+from cfm_lab.base import BadInput, check_episode, spec_from_dict, spec_to_dict
+from cfm_lab.embodiments import get_command, random_pose, set_command, welded_bodies
+from cfm_lab.families import FAMILIES
+from cfm_lab.rollout import rollout
+from cfm_lab.tasks import TASKS, get_task, load, model_diff, robot_lists, same_robot
+from cfm_lab.tokens import drive
+
+BODIES = [f"{name}-family-{seed}" for name in FAMILIES for seed in (0, 1, 2)]
+ALL = [*TASKS, *BODIES]
+PACKAGED = [t.id for t in TASKS.values() if t.package != "cfm_lab"]
+STEPS = 200
+
+
+class Driver:
+    "Random, bang-bang or no action; actions within the native limits."
+    def __init__(self, kind): self.kind = kind
+    def act(self, observation_C, spec, rng):
+        low, high = spec.action.low_A, spec.action.high_A
+        if self.kind == "zero": return np.zeros((1, spec.A))
+        if self.kind == "random": return rng.uniform(low, high)[None]
+        return np.where(rng.random(spec.A) < .5, low, high)[None].repeat(8, 0)
+
+
+@pytest.mark.parametrize("id", ALL)
+def test_spec(id):
+    "The spec matches the compiled model and survives JSON."
+    scene = load(id)
+    spec, model = scene.spec, scene.model
+    assert spec.id == id == scene.task.id and spec.robot == scene.task.robot
+    assert len(spec.channels) == spec.C == model.nq + model.nv
+    assert (spec.Q, spec.J, spec.U) == (model.nq, model.nv, model.nu + 7 * model.nmocap)
+    assert spec.dt == pytest.approx(scene.n_substeps * model.opt.timestep)
+    assert len({b.name for b in spec.bodies}) == model.nbody and len({c.name for c in spec.channels}) == spec.C
+    assert spec.A and all(j.entity in ("robot", "object") for j in spec.joints) and spec.frame in [b.name for b in spec.bodies]
+    assert np.isfinite(spec.moment_UJ).all() and (spec.inertia_J > 0).all() and spec.acts_UJ.any()
+    assert not (spec.moment_UJ[~spec.acts_UJ].any())
+    assert (spec.action.low_A < spec.action.high_A).all() and np.isfinite(spec.action.low_A).all()
+    again = spec_from_dict(json.loads(json.dumps(spec_to_dict(spec))))
+    assert spec_to_dict(again) == spec_to_dict(spec)
+
+
+@pytest.mark.parametrize("id", ALL)
+def test_reset_is_a_seeded_distribution(id):
+    scene = load(id)
+    draw = lambda seed: scene.reset(np.random.default_rng(seed))
+    first, other, again = draw(1), draw(2), draw(1)
+    assert np.array_equal(first[0], again[0]) and first[1] == again[1] and np.array_equal(first[2], again[2])
+    assert not np.array_equal(first[0], other[0]) or first[1] != other[1], "two seeds, one start"
+    assert np.isfinite(first[0]).all() and first[2].shape == (scene.spec.U,)
+    model, data = scene.apply(first[1]), mujoco.MjData(scene.model)
+    assert np.array_equal(data.eq_active, model.eq_active0)       # the full state doesn't hold these
+    assert {(e.field, e.name) for e in first[1]} >= {(e.field, e.name) for e in model_diff(scene.base, model)}
+    scene.apply(())
+    assert model_diff(scene.base, scene.model) == ()
+
+
+@pytest.mark.parametrize("kind", ["random", "bang-bang", "zero"])
+@pytest.mark.parametrize("id", ALL)
+def test_rollout(id, kind):
+    "Finite for 200 steps; the same seed gives the same episode bit by bit, another seed another."
+    scene = load(id)
+    run = lambda seed: rollout(scene, Driver(kind), STEPS, seed)
+    a, b, c = run(3), run(3), run(4)
+    check_episode(a, scene.spec)
+    assert a.valid_T.all() and np.isfinite(a.state_TC).all() and len(a) == STEPS
+    for name in ("initial", "state_TC", "action_TA", "command_TU"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    assert a.edits == b.edits
+    assert not np.array_equal(a.state_TC, c.state_TC) or a.edits != c.edits
+
+
+def moved_joints(spec, low_UA, high_UA):
+    "Joints of which a token changes between two commands."
+    changed = (abs(drive(spec, high_UA) - drive(spec, low_UA)) > 0).any(-1)
+    return set(spec.joint_J[changed])
+
+
+def acted_joints(model, commands, states):
+    "What MuJoCo says that these commands act on, over several states."
+    data, dofs = mujoco.MjData(model), np.zeros(model.nv, bool)
+    for q in states:
+        data.qpos[:] = q
+        mujoco.mj_forward(model, data)
+        for u in commands:
+            if u < model.nu:
+                row = np.zeros(model.nv)
+                at = slice(data.moment_rowadr[u], data.moment_rowadr[u] + data.moment_rownnz[u])
+                row[data.moment_colind[at]] = data.actuator_moment[at]
+                dofs |= abs(row) > 1e-12
+            else:
+                for body in welded_bodies(model)[(u - model.nu) // 7]:
+                    p, r = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+                    mujoco.mj_jacBody(model, data, p, r, body)
+                    dofs |= (abs(np.concatenate([p, r])) > 1e-12).any(0)
+    return set(model.dof_jntid[dofs])
+
+
+@pytest.mark.parametrize("id", ALL)
+def test_every_action_moves_exactly_the_tokens_of_its_joints(id):
+    scene = load(id)
+    spec, model, rng = scene.spec, scene.base, np.random.default_rng(0)
+    states = [scene.reset(rng)[0][1:1 + model.nq] for _ in range(3)] + [random_pose(model, rng) for _ in range(5)]
+    last = scene.reset(rng)[2]
+    middle, width = (spec.action.low_A + spec.action.high_A) / 2, spec.action.high_A - spec.action.low_A
+    for a in range(spec.A):
+        step = .2 * width[a] * np.eye(spec.A)[a]
+        low, high = spec.action(middle - step, last), spec.action(middle + step, last)
+        commands = np.flatnonzero(low != high)
+        assert len(commands), f"action {spec.action.names[a]} changes no command"
+        want = acted_joints(model, commands, states)
+        assert want, f"action {spec.action.names[a]} acts on nothing"
+        got = moved_joints(spec, low, high)
+        name = lambda s: sorted(spec.joints[j].name for j in s)
+        assert got == want, f"action {spec.action.names[a]} moves the tokens of {name(got)}, acts on {name(want)}"
+        assert set(spec.joint_J[spec.acts_UJ[commands].any(0)]) == want
+
+
+@pytest.mark.parametrize("id", ALL)
+def test_drive_is_the_force_of_the_simulator(id):
+    "At home, the change of drive between two commands is the change of MuJoCo's own actuator forces (before any of its limits)."
+    scene = load(id)
+    spec, model, rng = scene.spec, scene.apply(()), np.random.default_rng(0)
+    free = copy.copy(model)
+    free.actuator_forcelimited[:] = free.jnt_actfrclimited[:] = free.tendon_actfrclimited[:] = 0
+    data = mujoco.MjData(free)
+    def force(command):
+        data.qpos[:], data.qvel[:] = spec.home_C[:spec.Q], 0
+        set_command(free, data, command)
+        for u in range(free.nu):
+            if free.actuator_actnum[u]: data.act[free.actuator_actadr[u]] = data.ctrl[u]     # a lag that has settled
+        mujoco.mj_forward(free, data)
+        out = data.qfrc_actuator.copy()
+        for j in np.flatnonzero(free.jnt_type == mujoco.mjtJoint.mjJNT_FREE):               # the card tells a free body's force in its own axes
+            v = free.jnt_dofadr[j]
+            out[v:v + 3] = data.xmat[free.jnt_bodyid[j]].reshape(3, 3).T @ out[v:v + 3]
+        return out
+    last = scene.reset(rng)[2]
+    for _ in range(3):
+        a, b = (spec.action(rng.uniform(spec.action.low_A, spec.action.high_A), last) for _ in range(2))
+        want, got = force(b) - force(a), drive(spec, b)[:, 0] - drive(spec, a)[:, 0]
+        np.testing.assert_allclose(got, want, atol=1e-9 * (1 + abs(want).max()))
+        assert abs(want).max() > 0
+
+
+def own_environment(task):
+    "The package's environment, built and reset as its manual says: (model, data, step)."
+    if task.package == "dm_control":
+        from dm_control import suite
+        env = suite.load(*task.source.split("/"), task_kwargs=dict(random=7))
+        env.reset()
+        return env.physics.model.ptr, env.physics.data.ptr, lambda a: env.step(a).reward
+    if task.package == "metaworld":
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+        env = ALL_V3_ENVIRONMENTS[task.source]()
+        env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
+        env.seed(7)
+    else:
+        import gymnasium, gymnasium_robotics
+        gymnasium.register_envs(gymnasium_robotics)
+        env = gymnasium.make(task.source).unwrapped
+    env.reset(seed=7)
+    return env.model, env.data, lambda a: env.step(a)[1]
+
+
+@pytest.mark.parametrize("id", PACKAGED)
+def test_steps_as_the_package_does(id):
+    "From the same state, with the same actions: 50 control steps of the package's own environment and of ours."
+    scene = load(id)
+    model_, data_, step = own_environment(get_task(id))
+    model, everything = scene.apply(model_diff(scene.base, model_)), mjtState.mjSTATE_INTEGRATION
+    assert model_diff(model, model_) == ()
+    data, full = mujoco.MjData(model), np.empty(mujoco.mj_stateSize(model, everything))
+    mujoco.mj_getState(model_, data_, full, everything)
+    mujoco.mj_setState(model, data, full, everything)
+    rng, u = np.random.default_rng(0), get_command(model, data)
+    state = lambda d: np.r_[d.qpos, d.qvel]
+    rows, actions, rewards = [state(data)], [], []
+    for action in rng.uniform(scene.spec.action.low_A, scene.spec.action.high_A, (50, scene.spec.A)):
+        u = scene.command(action, u)
+        set_command(model, data, u)
+        mujoco.mj_step(model, data, scene.n_substeps)
+        rewards.append(step(action)); actions.append(action); rows.append(state(data))
+        np.testing.assert_allclose(state(data), state(data_), rtol=1e-9, atol=1e-9, err_msg=f"step {len(actions)}")
+    ours = scene.reward(np.array(rows), np.array([*actions, action]))
+    if ours is not None: np.testing.assert_allclose(ours[:-1], rewards, rtol=1e-6, atol=1e-8)
+
+
+def test_robots_of_the_three_lists_are_disjoint(capsys):
+    lists = robot_lists()
+    with capsys.disabled(): print(f"\n{json.dumps(lists, indent=1)}")
+    assert all(lists.values())
+    tasks = [*TASKS.values(), *map(get_task, BODIES)]
+    for a in tasks:
+        for b in tasks:
+            if a.split != b.split: assert a.robot != b.robot and not same_robot(load(a).spec, load(b).spec), (a.id, b.id)
+
+
+def test_family_seeds_are_split():
+    name = next(iter(FAMILIES))
+    assert get_task(f"{name}-family-999999").split == "train"
+    assert get_task(f"{name}-family-1000000").split == "validation"
+
+
+def test_unknown_task_is_one_clear_error():
+    for id, hint in {"gym-hoper": "gym-hopper", "unicorn-family-3": "no family 'unicorn'"}.items():
+        with pytest.raises(BadInput, match=hint): get_task(id)
