@@ -196,7 +196,7 @@ def lock(
     except (ImportError, OSError): pass     # Windows, and file systems without locks: go on without
     return fd
 
-# %% ../nbs/74_main.ipynb #29525ee0
+# %% ../nbs/74_main.ipynb #d1a6cce0
 def install(
     root,           # the folder with settings.ini
     env,            # the environment's folder
@@ -211,7 +211,7 @@ def install(
         if env.exists(): _say("making {} anew: {}".format(env.name, why)); shutil.rmtree(str(env))
         env.mkdir()
         watch([getattr(sys,"_base_executable",None) or sys.executable, "-m", "venv", env], env/"setup.log", "making "+env.name, lock=held)
-    pip = [python_of(env), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"] + shlex.split(os.environ.get("CFM_PIP_ARGS",""))
+    pip = [python_of(env), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"] + shlex.split(os.environ.get("CFM_PIP_ARGS",""))
     need = requirements(root)
     watch(pip+need, env/"setup.log", "installing {} pinned packages and what they need".format(len(need)), lock=held)
     watch(pip+["--no-deps", "--no-build-isolation", "--use-pep517", "-e", root], env/"setup.log", "installing cfm_lab itself", lock=held)

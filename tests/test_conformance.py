@@ -68,10 +68,10 @@ def test_reset_is_a_seeded_distribution(id):
 def test_rollout(id, kind):
     "Finite for 200 steps; the same seed gives the same episode bit by bit, another seed another."
     scene = load(id)
-    run = lambda seed: rollout(scene, Driver(kind), STEPS, seed)
+    run = lambda seed: rollout(scene, Driver(kind), STEPS + 1, seed)
     a, b, c = run(3), run(3), run(4)
     check_episode(a, scene.spec)
-    assert a.valid_T.all() and np.isfinite(a.state_TC).all() and len(a) == STEPS
+    assert a.valid_T.all() and np.isfinite(a.state_TC).all() and len(a) == STEPS + 1
     for name in ("initial", "state_TC", "action_TA", "command_TU"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
     assert a.edits == b.edits

@@ -1,0 +1,61 @@
+"The command: exit codes, one line for bad input, JSON and nothing else."
+import json
+import pytest
+from cfm_lab.cli import main
+from conftest import make_notebook
+
+REPORT = "from cfm_lab.base import Row\nfrom cfm_lab.pipeline import write_report\nwrite_report(out, 'Tiny', [Row('dynamics','hopper','persistence','MAE',.5,horizon=1)], text='One seed.')"
+
+@pytest.fixture
+def clone(tmp_path, data, monkeypatch):
+    "A clone of two files."
+    (tmp_path/"settings.ini").write_text("[DEFAULT]\nlib_name = cfm_lab\n")
+    make_notebook(tmp_path/"nbs"/"studies"/"00_first_run.ipynb", REPORT, head="out = ''\nsteps = 3\ncaches = ['cfm/tiny-v0']")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+@pytest.mark.parametrize("words,says", [(["run","01_frist_run"],"first_run'?"), (["run","-s","stpes=1"],"Did you mean 'steps'"), (["run","-s","steps"],"Write NAME=VALUE"),
+    (["run","-s","steps=many"],"does not fit"), (["exam","dnyamics"],"no exam")])
+def test_bad_input_is_one_line_and_exit_code_2(clone, capsys, words, says):
+    assert main(words)==2
+    out,err = capsys.readouterr()
+    assert out=="" and err.startswith("cfm: ") and err.count("\n")==1 and says in err
+
+def test_words_outside_a_clone(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run"])==2 and "Change into the clone" in capsys.readouterr().err
+
+def test_run_twice_and_afresh(clone, data, capfd):
+    mine = data/"datasets"/"mine"/"kept-v0"/"file"
+    cache = data/"datasets"/"cfm"/"tiny-v0"/"file"
+    for f in (mine,cache): f.parent.mkdir(parents=True); f.write_text("x")
+    assert main(["run"])==0
+    out,err = capfd.readouterr()
+    assert "hopper" in out and "report.html" in out and "python3 -m cfm_lab lab" in out
+    run = next((data/"runs").iterdir())
+    assert main(["run","--json"])==0
+    out,err = capfd.readouterr()
+    said = json.loads(out)
+    assert said["cached"] and said["state"]=="done" and said["report"]["rows"][0]["robot"]=="hopper" and f"cached: {run.name}" in err and "cached: cfm/tiny-v0" in err
+    (run/"mark").write_text("old")
+    assert main(["run","--fresh","--json",str(clone/"result.json")])==0
+    assert not (run/"mark").exists() and mine.exists() and not cache.exists()
+    assert json.loads((clone/"result.json").read_text())["cached"] is False
+
+def test_a_study_that_fails_on_bad_input(clone, capfd):
+    make_notebook(clone/"nbs"/"studies"/"01_bad.ipynb", "from cfm_lab.base import BadInput\nraise BadInput('no task of this name', where='hoper')")
+    assert main(["run","bad"])==2
+    err = capfd.readouterr().err
+    assert "hoper: no task of this name" in err and "Traceback" not in err
+
+def test_tasks_as_json(capsys):
+    pytest.importorskip("mujoco")
+    assert main(["tasks","--json"])==0
+    tasks = json.loads(capsys.readouterr().out)
+    assert {"train","validation","held-out"}=={t["split"] for t in tasks}
+
+def test_collect_by_the_command(clone, data, capsys):
+    pytest.importorskip("mujoco")
+    assert main(["collect","dm-cartpole-swingup","--episodes","2","--steps","20","--name","local/two-v0","--json"])==0
+    assert (data/"datasets"/"local"/"two-v0").is_dir() and len(json.loads(capsys.readouterr().out)["content_hash"])==64
+    assert main(["collect","dm-cartpole-swingpu"])==2
