@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'hardware', 'Cells', 'headline',
-           'commit', 'write_result']
+           'commit', 'result_path', 'write_result']
 
-# %% ../nbs/60_cells.ipynb #961693c0
+# %% ../nbs/60_cells.ipynb #fdba3340
 import ast, importlib.util, io, json, os, platform, subprocess, time, tokenize
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 from fastcore.basics import patch
 from . import __version__
-from .base import BadInput, Report, check_slug
-from .artifacts import data_root, plain, project_root, sha256, write_json
+from .base import BadInput, Report, Row, check_slug
+from .artifacts import data_root, plain, project_root, read_json, sha256, write_json
 
 # %% ../nbs/60_cells.ipynb #b5234b70
 def _bare(source):
@@ -201,7 +201,7 @@ def headline(
         met = test(float(value),float(goal))
     return plain(dict(value=float(value), unit=unit, low=low, high=high, target=target or None, met=met, seeds=list(seeds)))
 
-# %% ../nbs/60_cells.ipynb #fa96a7f0
+# %% ../nbs/60_cells.ipynb #3ea6d560
 def commit()->str:
     "The project's commit; \"-dirty\" if source has changed since; \"\" where there is no git."
     def git(*a): return subprocess.run(["git",*a],cwd=project_root() or ".",capture_output=True,text=True,timeout=20)
@@ -210,16 +210,25 @@ def commit()->str:
     except (OSError,subprocess.TimeoutExpired): return ""
     return head.stdout.strip()+("-dirty" if changed.stdout.strip() else "") if head.returncode==0 else ""
 
+def result_path(
+    exam:str,
+    quick:bool=False,
+    root:Path|None=None,       # default: as `Cells`
+)->Path:
+    "Where an exam's result lies; a quick one never where the committed one lies."
+    root = Path(root) if root else data_root()/"runs"/"quick" if quick else results_root()
+    if quick and root.resolve()==results_root().resolve(): raise BadInput("a quick result is not committed", str(root), mend="Leave `root` out.")
+    return root/f"{check_slug(exam,'exam')}.json"
+
 def write_result(
     exam:str,
-    rows:Report,
+    rows:Sequence[Row],
     headlines:Mapping,         # name → `headline(…)`
     quick:bool,
     seconds:float,             # that all its cells took
-    root:Path|None=None,       # default: as `Cells`
-    **more,                    # recipe, settings that were chosen, curves
-)->Path:
-    "Write `NAME.json`; a quick result never goes where the committed one lies."
-    root = Path(root) if root else data_root()/"runs"/"quick" if quick else results_root()
-    if quick and root.resolve()==results_root().resolve(): raise BadInput("a quick result is not committed", str(root), mend="Leave `root` out.")
-    return write_json(root/f"{check_slug(exam,'exam')}.json", plain(dict(exam=exam, version=__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **more)))
+    root:Path|None=None,       # as in `result_path`
+    more:Mapping|None=None,    # settings that were chosen, what was left out
+)->dict:                       # what was written
+    "Write the result file, whole or not at all."
+    result = dict(exam=exam, version=__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **(more or {}))
+    return read_json(write_json(result_path(exam,quick,root), plain(result)))

@@ -70,7 +70,7 @@ class Stepper:
         self.pool = Rollout(nthread=threads if threads>1 else 0)
         self.order,self.sets = control_order(model)
 
-# %% ../nbs/14_rollout.ipynb #62119910
+# %% ../nbs/14_rollout.ipynb #ec7474a0
 @patch
 def advance(self:Stepper,
     state_KN,                # full physics states
@@ -78,14 +78,15 @@ def advance(self:Stepper,
 ):                           # states after each command `(K, H, N)`; bool `(K, H)`: was all well up to there?
     "Hold each command for a control step."
     K,H,_ = command_KHU.shape
-    control = np.repeat(np.nan_to_num(command_KHU[...,self.order]), self.n, 1)
+    told = np.isfinite(command_KHU).all(-1)
+    control = np.repeat(command_KHU[...,self.order] if told.all() else np.nan_to_num(command_KHU[...,self.order]), self.n, 1)
     control = np.concatenate([control, control[:,-1:]], 1)
     state,_ = self.pool.rollout(self.model, self.data, state_KN, control, control_spec=self.sets)
     time = np.concatenate([state_KN[:,None,0], state[...,0]], 1)
     on = (np.diff(time)>0)[:,1:].reshape(K,H,self.n).all(-1) & (time[:,1]>time[:,0])[:,None]
     row,v = state[:,self.n-1:-1:self.n],1+self.model.nq
     sane = np.isfinite(row).all(-1) & (abs(row[...,v:v+self.model.nv])<SPEED_LIMIT).all(-1)
-    return row, np.logical_and.accumulate(on & sane & np.isfinite(command_KHU).all(-1), 1)
+    return row, np.logical_and.accumulate(on & sane & told, 1)
 
 # %% ../nbs/14_rollout.ipynb #30fb2e60
 class Take:
@@ -169,7 +170,7 @@ def record(
         for t,*piece in zip(live, action_KHA, command_KHU, state_KHN, good_KH): t.note(*piece)
         done += H
 
-# %% ../nbs/14_rollout.ipynb #53c55e40
+# %% ../nbs/14_rollout.ipynb #8a966f60
 def rollout_many(
     scene,                       # a `Scene`
     policies:Sequence[Policy],   # one per episode; fresh, or without memory
@@ -183,11 +184,13 @@ def rollout_many(
     if len(policies)!=len(seeds): raise BadInput(f"{len(policies)} policies for {len(seeds)} seeds", "policies", "each episode has its own", "Pass as many policies as seeds.")
     names = [behaviours]*len(seeds) if isinstance(behaviours,str) else behaviours
     takes,turns = [Take(scene, p, int(s), n) for p,s,n in zip(policies, seeds, names)],{}
-    for t in takes: turns.setdefault(t.edits, []).append(t)
+    for t in takes:
+        t.ask(scene)
+        turns.setdefault((t.edits, len(t.hand_HA)<PIECE), []).append(t)
     try:
         with honest(scene.model):
             stepper = Stepper(scene.model, scene.n_substeps, threads)
-            for edits,some in turns.items():
+            for (edits,_),some in turns.items():
                 scene.apply(edits)
                 record(scene, stepper, some, T)
     finally: scene.apply()

@@ -6,14 +6,14 @@
 __all__ = ['difference_names', 'entity_of', 'channel_scale', 'channel_mask', 'Errors', 'errors', 'skill', 'best_of', 'iqm',
            'geometric_mean', 'bootstrap_interval']
 
-# %% ../nbs/61_statistics.ipynb #d06240a0
+# %% ../nbs/61_statistics.ipynb #f1e1a680
 from dataclasses import dataclass
 from typing import Callable, Sequence
 import numpy as np
 from scipy import stats
 from fastcore.basics import patch
 from .base import BadInput, DOFS, Episode, Spec
-from .references import roams
+from .tokens import roams
 
 # %% ../nbs/61_statistics.ipynb #27a78c00
 def difference_names(

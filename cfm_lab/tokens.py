@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HINGE', 'SLIDE', 'FREE_POS', 'FREE_ROT', 'BALL', 'FAR', 'CARD', 'LOCAL', 'N_ROW', 'N_STATIC', 'tree_distance',
-           'Units', 'units', 'servo', 'drive', 'card', 'static', 'split_state', 'join_state', 'tokenize', 'Moment',
-           'change', 'advance', 'local', 'Context', 'scales', 'target', 'step_by', 'read_history', 'features',
+           'Units', 'units', 'servo', 'drive', 'roams', 'card', 'static', 'split_state', 'join_state', 'tokenize',
+           'Moment', 'change', 'advance', 'local', 'Context', 'scales', 'target', 'step_by', 'read_history', 'features',
            'static_features']
 
 # %% ../nbs/23_tokens.ipynb #186da400
@@ -104,23 +104,27 @@ def drive(
         out[...,on,1+k%3] += u[...,i,None]-spec.anchor_J3[on,k%3]
     return out
 
-# %% ../nbs/23_tokens.ipynb #df830680
+# %% ../nbs/23_tokens.ipynb #d8964290
+def roams(
+    spec:Spec,
+):                        # `(J,)` bool
+    "Degrees of freedom along which the world is the same everywhere: x, y and heading of the robot's root."
+    acted_J,out = spec.acts_UJ.any(0),np.zeros(spec.J,bool)
+    for j,(_,v) in zip(spec.joints,spec.layout):
+        if j.entity!="robot" or spec.bodies[j.body].parent!=0: continue
+        if j.kind=="free": out[v] = [1,1,0,0,0,1]
+        elif j.kind!="ball" and not acted_J[v].any() and j.range is None and not j.stiffness:
+            up = abs(spec.axis_J3[v][0,2])
+            out[v] = up>.99 if j.kind=="hinge" else up<.01
+    return out
+
+# %% ../nbs/23_tokens.ipynb #0b083db0
 CARD = ("hinge slide free_pos free_rot ball object axis_x axis_y axis_z anchor_x anchor_y anchor_z height step inertia damping stiffness "
         "friction_loss servo_stiffness servo_damping armature limited low high spring authority body_mass subtree_mass com extent touches "
         "friction floor gravity density viscosity depth leaf activation weld present").split()
 
 def _squeeze(x): return np.arcsinh(np.asarray(x,float))
 def _log(x, lo=1e-6): return np.log10(np.maximum(x,lo))/3
-
-def _root_translation(spec):
-    "Unlimited slides across gravity before which no other joint turns: where the robot stands, which must not matter."
-    out = np.zeros(spec.J,bool)
-    g = np.asarray(spec.gravity)/max(np.linalg.norm(spec.gravity),1e-9)
-    for i,(j,(_,v)) in enumerate(zip(spec.joints,spec.layout)):
-        above = [spec.joints[k] for k in _chain(spec,j.body) if k<i]
-        if j.kind=="slide" and j.range is None and all(a.kind=="slide" for a in above): out[v] = abs(spec.axis_J3[v][0]@g)<.1
-        if j.kind=="free": out[v] = [True,True,False,False,False,False]
-    return out
 
 def card(
     spec:Spec,
@@ -159,7 +163,7 @@ def card(
     for k,a in enumerate("xyz"): cols |= {f"axis_{a}":spec.axis_J3[:,k], f"anchor_{a}":_squeeze((spec.anchor_J3-spec.anchor_J3[0])[:,k]/un.length)}
     return np.stack([np.asarray(cols[c],float) for c in CARD], -1)
 
-# %% ../nbs/23_tokens.ipynb #549927f0
+# %% ../nbs/23_tokens.ipynb #be06b920
 @lru_cache(maxsize=8192)
 def static(
     spec:Spec,
@@ -173,7 +177,7 @@ def static(
     home_J = np.zeros(spec.J)
     for j,(q,v) in zip(spec.joints,spec.layout):
         if j.kind in ("hinge","slide"): home_J[v] = spec.home_C[q]
-    unit = np.stack([un.velocity(lin), np.full(spec.J,un.length), half[:,0], half[:,1], spec.inertia_J, _root_translation(spec)], -1)
+    unit = np.stack([un.velocity(lin), np.full(spec.J,un.length), half[:,0], half[:,1], spec.inertia_J, roams(spec)], -1)
     return dict(kind_J=kind, rot_R6=np.array(rot,int).reshape(-1,6), servo_J2=servo(spec), card_JF=card(spec), unit_J6=unit,
         home_J=home_J, distance_JJ=tree_distance(spec))
 
@@ -305,7 +309,7 @@ def advance(
         dq = _put(dq, ang, torch.zeros_like(_take(dq,ang)))
     return Moment(a.q_BTJ+dq, vb, quat)
 
-# %% ../nbs/23_tokens.ipynb #b699cda0
+# %% ../nbs/23_tokens.ipynb #e52bae60
 LOCAL = "place_1 place_2 in_range velocity force weld_x weld_y weld_z".split()
 
 def local(
@@ -319,7 +323,7 @@ def local(
     q,v = m.q_BTJ,m.v_BTJ
     hinge = kind==HINGE
     near = torch.where(nowhere>0, torch.zeros_like(q), q)
-    one = torch.where(hinge, q.sin(), torch.asinh(near/length)); two = torch.where(hinge, q.cos(), torch.zeros_like(q))
+    one = torch.where(hinge, near.sin(), torch.asinh(near/length)); two = torch.where(hinge, near.cos(), torch.zeros_like(q))
     inside = torch.where((kind==HINGE)|(kind==SLIDE), torch.clamp((near-mid)/half,-2,2), torch.zeros_like(q))
     if tk.rot_BR6.shape[1]:
         ang,lin = tk.rot_BR6[...,:3],tk.rot_BR6[...,3:]

@@ -95,6 +95,15 @@ def test_a_signal_to_the_command_ends_everything_below_it(tmp_path, sig, code, s
     folder = next(tmp_path.glob("data/runs/*"))
     assert read_json(folder/"status.json")["state"]==state and not (folder/"00_first_run.ipynb").exists()
 
+def test_a_papermill_that_is_killed_leaves_no_kernel(tmp_path):
+    job = cfm(tmp_path, "run")
+    until(lambda: list(tmp_path.glob("data/runs/*/pids")))
+    pids = [int(p) for p in next(tmp_path.glob("data/runs/*/pids")).read_text().split()]
+    os.kill(pids[1], signal.SIGKILL)
+    _,err = job.communicate(timeout=20)
+    assert job.returncode==1 and "its process ended with code -9" in err and "Traceback" not in err
+    until(lambda: all(map(gone,pids)), 5)
+
 def test_the_report_is_inert_and_needs_no_connection(tmp_path):
     import plotly.graph_objects as go
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
