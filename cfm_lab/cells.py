@@ -6,7 +6,7 @@
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'hardware', 'Cells', 'headline',
            'commit', 'result_path', 'write_result']
 
-# %% ../nbs/60_cells.ipynb #fdba3340
+# %% ../nbs/60_cells.ipynb #52fe2c30
 import ast, importlib.util, io, json, os, platform, subprocess, time, tokenize
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 from fastcore.basics import patch
-from . import __version__
+import cfm_lab
 from .base import BadInput, Report, Row, check_slug
 from .artifacts import data_root, plain, project_root, read_json, sha256, write_json
 
@@ -201,7 +201,7 @@ def headline(
         met = test(float(value),float(goal))
     return plain(dict(value=float(value), unit=unit, low=low, high=high, target=target or None, met=met, seeds=list(seeds)))
 
-# %% ../nbs/60_cells.ipynb #3ea6d560
+# %% ../nbs/60_cells.ipynb #c74a28b0
 def commit()->str:
     "The project's commit; \"-dirty\" if source has changed since; \"\" where there is no git."
     def git(*a): return subprocess.run(["git",*a],cwd=project_root() or ".",capture_output=True,text=True,timeout=20)
@@ -210,6 +210,7 @@ def commit()->str:
     except (OSError,subprocess.TimeoutExpired): return ""
     return head.stdout.strip()+("-dirty" if changed.stdout.strip() else "") if head.returncode==0 else ""
 
+# %% ../nbs/60_cells.ipynb #67e358c0
 def result_path(
     exam:str,
     quick:bool=False,
@@ -230,5 +231,5 @@ def write_result(
     more:Mapping|None=None,    # settings that were chosen, what was left out
 )->dict:                       # what was written
     "Write the result file, whole or not at all."
-    result = dict(exam=exam, version=__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **(more or {}))
+    result = dict(exam=exam, version=cfm_lab.__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **(more or {}))
     return read_json(write_json(result_path(exam,quick,root), plain(result)))

@@ -105,14 +105,15 @@ def run(args):
     report = done.folder/"report.json"
     put(dict(folder=done.folder, cached=done.cached, **done.status, report=json.loads(report.read_text()) if report.exists() else None), args.json)
 
-# %% ../nbs/73_cli.ipynb #4dc165c0
+# %% ../nbs/73_cli.ipynb #1311bdb0
 def test(args):
     "`cfm test`"
     return call([sys.executable,"-m","pytest","tests","-q","-n","2","--dist","worksteal",*args.more], cwd=house(), env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 def lab(args):
     "`cfm lab`"
-    return call([sys.executable,"-m","jupyterlab","--ServerApp.ip=127.0.0.1","--ServerApp.root_dir=nbs",*args.more], cwd=house(), env=dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"))
+    root = ["--allow-root"] if getattr(os,"geteuid",int)()==0 and not [m for m in args.more if "allow-root" in m or "allow_root" in m] else []     # in a container
+    return call([sys.executable,"-m","jupyterlab","--ServerApp.ip=127.0.0.1","--ServerApp.root_dir=nbs",*root,*args.more], cwd=house(), env=dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"))
 
 def setup(args):
     "`cfm setup`: the bootstrap, with the Python that the environment was made from"

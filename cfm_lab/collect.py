@@ -7,8 +7,8 @@ __all__ = ['EXPLORE', 'CHUNK', 'Part', 'Recipe', 'episode_seed', 'Piece', 'piece
            'dataset_path', 'prepare', 'collect', 'replay_check', 'data_card', 'first_run_recipe', 'slice_recipe',
            'target_recipe', 'validation_recipe']
 
-# %% ../nbs/21_collect.ipynb #31041670
-import fcntl, hashlib, multiprocessing, os, shutil, threading, time
+# %% ../nbs/21_collect.ipynb #c5dac130
+import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -86,7 +86,7 @@ def pieces_of(
             out += [Piece(task, p.split, p.steps, tuple(todo[a:a+CHUNK]), recipe.behaviours, recipe.seed, n) for a in range(0,len(todo),CHUNK)]
     return out
 
-# %% ../nbs/21_collect.ipynb #b71c3010
+# %% ../nbs/21_collect.ipynb #8ddef610
 def simulate(
     piece:Piece,
 )->list:           # of `Episode`, good or not
@@ -99,6 +99,7 @@ def simulate(
     if unknown: raise BadInput(f"no behaviour {sorted(unknown)[0]!r}", "recipe", f"there are {', '.join(BEHAVIOURS)}", "Name one of these.")
     return rollout_many(load(piece.task), [BEHAVIOURS[n]() for n in names], piece.steps+1, list(piece.seeds), behaviours=names)
 
+# %% ../nbs/21_collect.ipynb #3a0ef610
 def work(
     root:Path,        # of the store
     piece:Piece,
@@ -113,11 +114,12 @@ def work(
     if bad: store.quarantine(piece.task, bad, "the simulation diverged", piece.split)
     return piece.transitions,len(bad)
 
-# %% ../nbs/21_collect.ipynb #37438690
+# %% ../nbs/21_collect.ipynb #5fc57e90
 _held = []
 def _begin(root, parent):      # what each worker does first
     _held.append(open(Path(root)/".workers.lock","w"))
     fcntl.flock(_held[0], fcntl.LOCK_SH)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # the parent hears Ctrl-C, and ends its workers
     def watch():
         while os.getppid()==parent: time.sleep(.2)
         os._exit(1)
@@ -156,7 +158,7 @@ def only_one(
         fcntl.flock(theirs, fcntl.LOCK_EX); fcntl.flock(theirs, fcntl.LOCK_UN)
         yield
 
-# %% ../nbs/21_collect.ipynb #852c0430
+# %% ../nbs/21_collect.ipynb #861c7230
 def dataset_path(
     name:str,          # "<namespace>/<name>-v0"
 )->Path:
@@ -165,6 +167,7 @@ def dataset_path(
     for p in parts: check_slug(p, "name of a data set")
     return inside(data_root()/"datasets", *parts)
 
+# %% ../nbs/21_collect.ipynb #681b45a0
 def prepare(
     recipe:Recipe,
     root:Path|None=None,     # default: by the recipe's name
@@ -183,6 +186,7 @@ def prepare(
         raise BadInput("holds data of another recipe", str(root), "its card would no longer say what it is", "Give the recipe another name, or delete the folder.")
     return store
 
+# %% ../nbs/21_collect.ipynb #9ff496a0
 def collect(
     recipe:Recipe,
     root:Path|None=None,     # default: by the recipe's name
@@ -219,7 +223,7 @@ def replay_check(
     eps = [store.read(entries[i]) for i in sample]
     return dict(checked=len(eps), equal=sum(bool(np.array_equal(replay(load(e.task),e), e.state_TC)) for e in eps))
 
-# %% ../nbs/21_collect.ipynb #98a7be60
+# %% ../nbs/21_collect.ipynb #22363cb0
 def data_card(
     store:Store,
 )->dict:
@@ -227,6 +231,7 @@ def data_card(
     f = store.root/"collected.json"
     return store.card() | (dict(collected=read_json(f)) if f.exists() else {})
 
+# %% ../nbs/21_collect.ipynb #e0941a00
 @patch
 def limits_kept(self:Recipe,
     store:Store,
@@ -257,7 +262,7 @@ def slice_recipe(
     "About 300,000 transitions of 11 tasks and 600 bodies: for the exam's pre-training."
     return Recipe("cfm/slice-v0", _training_parts(96,200,300,140), seed)
 
-# %% ../nbs/21_collect.ipynb #dba7f230
+# %% ../nbs/21_collect.ipynb #0d709280
 def target_recipe(
     task:str,             # the robot to be examined
     adapt:int=30,         # episodes of 100 steps
@@ -268,6 +273,7 @@ def target_recipe(
     parts = Part(task,test,200,split="test"), Part(task,reference,200,split="reference"), Part(task,adapt,100,split="adapt")
     return Recipe(f"exam/{task}-v0", tuple(p for p in parts if p.episodes), seed)
 
+# %% ../nbs/21_collect.ipynb #a15888c0
 def validation_recipe(
     seed:int=0,
     episodes:int=12,      # of each robot

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRAVITY', 'TOO_FAR', 'FAMILIES', 'draw', 'subtree', 'reach', 'load', 'proportions', 'Link', 'frame', 'Drive', 'dress',
-           'actuate', 'action_map', 'quiet', 'bang_bang_controls', 'steady', 'first_steady', 'WalkerRanges', 'leg',
-           'hang', 'walker_plan', 'scene', 'settle', 'root', 'walker_spec', 'walker', 'ArmRanges', 'rotated',
+           'actuate', 'action_map', 'quiet', 'bang_bang_controls', 'farthest', 'steady', 'first_steady', 'WalkerRanges',
+           'leg', 'hang', 'walker_plan', 'scene', 'settle', 'root', 'walker_spec', 'walker', 'ArmRanges', 'rotated',
            'arm_joint', 'arm_plan', 'drive_ball', 'arm_drives', 'add_tendon', 'arm_spec', 'arm']
 
 # %% ../nbs/11_families.ipynb #934eb3c0
@@ -62,7 +62,7 @@ def load(
     mass = model.body_subtreemass[0 if floating else model.jnt_bodyid[joint]]
     return float(mass*GRAVITY*(1. if model.jnt_type[joint]==mjtJoint.mjJNT_SLIDE else reach(model, data, joint)))
 
-# %% ../nbs/11_families.ipynb #5bdab5c0
+# %% ../nbs/11_families.ipynb #f8aeebd0
 def proportions(
     model:mujoco.MjModel,
     floating:bool=False,   # does the base float?
@@ -81,7 +81,7 @@ def proportions(
         bare = model.dof_M0[v]-model.dof_armature[v]
         if force[v]: out["strength"].append(force[v]/w); out["acceleration"].append(force[v]/model.dof_M0[v])
         if force[v] and model.dof_damping[v] and model.jnt_type[j]==mjtJoint.mjJNT_HINGE: out["speed"].append(force[v]/model.dof_damping[v])
-        if model.dof_armature[v] and bare>0: out["armature"].append(model.dof_armature[v]/bare)
+        if model.dof_armature[v] and model.body_subtreemass[model.jnt_bodyid[j]]>1e-6: out["armature"].append(model.dof_armature[v]/bare)
         if model.jnt_stiffness[j]: out["stiffness"].append(model.jnt_stiffness[j]/w)
         if model.dof_frictionloss[v]: out["friction"].append(model.dof_frictionloss[v]/w)
     return out
@@ -216,7 +216,7 @@ def quiet():
     try: yield
     finally: mujoco.set_mju_user_warning(before)
 
-# %% ../nbs/11_families.ipynb #c2411e50
+# %% ../nbs/11_families.ipynb #333408d0
 TOO_FAR = .3   # rad or m within one step of the simulator: faster than it can follow
 
 def bang_bang_controls(
@@ -231,22 +231,28 @@ def bang_bang_controls(
     low,high = model.actuator_ctrlrange.T
     return np.repeat(np.where(side%2, low, high)[None], n_substeps, 1)
 
-def steady(
+def farthest(
     model:mujoco.MjModel,
     n_substeps:int,
     steps:int=60,            # control steps
     seed:int=0,
-    far:float=TOO_FAR,       # rad or m per simulator step
-)->bool:
-    "Does the body stay finite and of moderate speed under bang-bang controls?"
+)->float:                    # rad or m; infinite if it diverged
+    "How far a joint moves within one simulator step, at most, under bang-bang controls."
     data,start = mujoco.MjData(model),np.empty(mujoco.mj_stateSize(model, mjtState.mjSTATE_FULLPHYSICS))
     flags = model.opt.disableflags
     model.opt.disableflags |= int(mjtDisableBit.mjDSBL_AUTORESET)
     mujoco.mj_getState(model, data, start, mjtState.mjSTATE_FULLPHYSICS)
     with quiet(): state = rollout(model, data, start, bang_bang_controls(model, steps, n_substeps, np.random.default_rng(seed)))[0][0]
     model.opt.disableflags = flags
-    speed = state[:,1+model.nq:][:,:model.nv]
-    return bool(np.isfinite(state).all() and not any(w.number for w in data.warning) and np.abs(speed).max()*model.opt.timestep<far)
+    if not np.isfinite(state).all() or any(w.number for w in data.warning): return np.inf
+    return float(np.abs(state[:,1+model.nq:][:,:model.nv]).max()*model.opt.timestep)
+
+def steady(
+    model:mujoco.MjModel,
+    n_substeps:int,
+)->bool:
+    "Does the body stay finite and slow enough under bang-bang controls?"
+    return farthest(model, n_substeps) < TOO_FAR
 
 # %% ../nbs/11_families.ipynb #8c250a60
 def first_steady(

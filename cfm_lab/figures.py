@@ -97,7 +97,7 @@ def skill_over_horizon(
     what = "zero-shot" if data_n==0 else f"{data_n} episode{'s' if data_n>1 else ''}"
     return page(fig, "horizon, control steps", "skill", f"{robot}, {what}", xaxis=dict(type="log",tickvals=hs,ticktext=[str(h) for h in hs]), yaxis_range=[floor-.05,1.05])
 
-# %% ../nbs/70_figures.ipynb #54260e20
+# %% ../nbs/70_figures.ipynb #3848e880
 def learning_curves(
     report:Report,            # rows of metrics "MAE" and "MAE seed"
     robot:str,
@@ -122,7 +122,7 @@ def learning_curves(
     fig.add_scatter(x=[at[n] for n in ns], y=_short([100*best[n][1] for n in ns]), mode="lines+markers", name="best reference", line=dict(color="#444444",dash="dash",width=2), marker_size=5,
         text=[style(best[n][0])[0] for n in ns], hovertemplate="%{text}: %{y} %<extra></extra>")
     words = ["zero-shot" if n==0 else f"{n}<br>({n*transitions:,} steps)" for n in ns]
-    return page(fig, "episodes of the robot", "error, % of range", f"{robot}, {horizon} step{'s' if horizon>1 else ''} ahead", xaxis=dict(tickvals=list(at.values()),ticktext=words), yaxis_type="log")
+    return page(fig, "episodes of the robot", "error, % of range", f"{robot}, {horizon} step{'s' if horizon>1 else ''} ahead", xaxis=dict(tickvals=list(at.values()),ticktext=words), yaxis=dict(type="log",dtick="D2"))
 
 # %% ../nbs/70_figures.ipynb #1bc421d0
 def training_curve(
@@ -140,7 +140,7 @@ def training_curve(
         fig.add_scatter(x=_short([p[:,0].mean() for p in parts]), y=_short([p[:,1].mean() for p in parts]), name=name, line=dict(color=colour,width=2))
     return page(fig, "gradient steps" if x=="step" else x, names[0] if len(names)==1 else "", height=280, showlegend=len(names)>1)
 
-# %% ../nbs/70_figures.ipynb #02755340
+# %% ../nbs/70_figures.ipynb #f6ef0880
 def tuning_curves(
     report:Report,           # rows of metric "tuning MAE": horizon is the number of steps, weights names the setting
     method:str,
@@ -155,7 +155,7 @@ def tuning_curves(
         fig.add_scatter(x=[r.horizon for r in rs], y=_short([100*r.value for r in rs]), name=w, mode="lines+markers", line=dict(color=colours[i%len(colours)],dash="solid" if i<len(colours) else "dot"))
     best = min(rows, key=lambda r: r.value)
     fig.add_scatter(x=[best.horizon], y=_short([100*best.value]), mode="markers", name="chosen", marker=dict(symbol="circle-open",size=16,color="#222222",line_width=2))
-    return page(fig, "gradient steps", "validation error, % of range", f"{style(method)[0]}, {data_n} episode{'s' if data_n>1 else ''}", xaxis_type="log")
+    return page(fig, "gradient steps", "validation error, % of range", f"{style(method)[0]}, {data_n} episode{'s' if data_n>1 else ''}", xaxis=dict(type="log",tickvals=sorted(rows.values("horizon")),ticktext=[f"{k:,}" for k in sorted(rows.values("horizon"))]))
 
 # %% ../nbs/70_figures.ipynb #55467460
 def rollout_figure(

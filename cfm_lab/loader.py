@@ -37,7 +37,7 @@ def take(
     i = np.asarray(starts)[:,None]+np.arange(T)
     return Window(flat.state_TC[i], flat.action_TA[i], flat.command_TU[i])
 
-# %% ../nbs/24_loader.ipynb #5364f770
+# %% ../nbs/24_loader.ipynb #bb671e00
 class Corpus:
     "Flat arrays of every task, in memory."
     def __init__(self,
@@ -54,9 +54,10 @@ class Corpus:
             self.flats = tuple(flatten(specs[s], t, es) for (t,s),es in out.items())
         if not self.flats: raise BadInput("there are no episodes", "corpus", f"split {split!r}, tasks {tasks}", "Collect some first.")
         self.variants = tuple(variants(f) for f in self.flats)
-        self._starts,self._odds = {},{}
+        self._starts,self._odds,self._buckets = {},{},{}
     def __repr__(self): return f"Corpus: {len(self.flats)} tasks, {sum(len(f.ends) for f in self.flats)} episodes, {self.transitions} transitions"
 
+# %% ../nbs/24_loader.ipynb #2bdbd9a0
 @patch(as_prop=True)
 def transitions(self:Corpus)->int:
     "Valid transitions."
@@ -131,9 +132,18 @@ def buckets(
         out[min(i,j)] = np.concatenate([out[min(i,j)],out[max(i,j)]]); del out[max(i,j)]
     return out
 
-# %% ../nbs/24_loader.ipynb #13101ff0
+# %% ../nbs/24_loader.ipynb #5aa9cf70
 EDGES = (4,8,16)
 
+@patch
+def parts(self:Corpus,
+    edges:Sequence[int]=EDGES,
+)->list:                      # of index arrays
+    "The corpus' tasks in buckets."
+    if edges not in self._buckets: self._buckets[edges] = buckets([f.spec.J for f in self.flats], edges)
+    return self._buckets[edges]
+
+# %% ../nbs/24_loader.ipynb #8e6ead50
 def pieces(
     corpus:Corpus,
     weights:Mapping|None,     # task or family → weight; None: `mixture(corpus)`
@@ -144,7 +154,7 @@ def pieces(
 )->list:                      # of (Spec, Window)
     "The windows of batch k, put together by robot."
     rng,p = np.random.default_rng([seed,k]),corpus.odds(weights,T)
-    parts = [b[p[b]>0] for b in buckets([f.spec.J for f in corpus.flats], edges)]
+    parts = [b[p[b]>0] for b in corpus.parts(tuple(edges))]
     share = np.array([p[b].sum() for b in parts])
     part = parts[rng.choice(len(parts), p=share/share.sum())]
     picks,n = np.unique(rng.choice(part, size, p=p[part]/p[part].sum()), return_counts=True)
@@ -156,6 +166,7 @@ def pieces(
         out += [(specs[v], take(flat, rows[shown==v], T)) for v in np.unique(shown)]
     return out
 
+# %% ../nbs/24_loader.ipynb #878b10c0
 def batch(
     corpus:Corpus,
     weights:Mapping|None,     # task or family → weight; None: `mixture(corpus)`
@@ -167,7 +178,7 @@ def batch(
     "Batch k: a pure function of (seed, k)."
     return tokenize(pieces(corpus, weights, seed, k, size, T, edges))
 
-# %% ../nbs/24_loader.ipynb #e77e5be0
+# %% ../nbs/24_loader.ipynb #eb07ba50
 def _key(e, seed):
     name = f"{getattr(e,'task','')}/{getattr(e,'behaviour','')}/{e.seed}" if hasattr(e,"seed") else str(e)
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
@@ -182,6 +193,7 @@ def pick(
     if not 0<=n<=len(eps): raise BadInput(f"{n} episodes asked, {len(eps)} there", "pick", mend="Collect more, or ask for fewer.")
     return sorted(eps, key=lambda e: _key(e,seed))[:n]
 
+# %% ../nbs/24_loader.ipynb #7fd07e80
 def split_episodes(
     episodes,              # as in `pick`
     seed:int=0,

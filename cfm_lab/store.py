@@ -151,7 +151,7 @@ def query(self:Store,
     except sqlite3.DatabaseError as e:
         raise BadInput("can't be read", str(self.root/"catalog.sqlite"), str(e), "Restore it from a copy; the files under spool/ hold all that it says.") from None
 
-# %% ../nbs/20_store.ipynb #df3063c0
+# %% ../nbs/20_store.ipynb #3bec4520
 FORMAT = 1
 def _version(name):
     try: return importlib.metadata.version(name)
@@ -176,6 +176,7 @@ def create_store(
     write_json(root/"cfm_dataset.json", dict(format=FORMAT, uuid=uuid.uuid4().hex, created=time.time(), versions=dict(cfm_lab=cfm_lab.__version__, mujoco=_version("mujoco")), card=card or {}))
     return store
 
+# %% ../nbs/20_store.ipynb #885b66b0
 def open_store(
     root:Path,       # a folder that `create_store` made
 )->Store:
@@ -187,7 +188,7 @@ def open_store(
     store.query("SELECT count(*) FROM episodes")
     return store
 
-# %% ../nbs/20_store.ipynb #44711fe0
+# %% ../nbs/20_store.ipynb #3a73e820
 @patch
 def add_spec(self:Store,
     spec:Spec,
@@ -199,6 +200,7 @@ def add_spec(self:Store,
     elif read_json(path)!=json.loads(text): raise BadInput(f"another spec is called {spec.id!r}", str(path), "episodes of it would be misread", "Give the changed robot another id, or start a new data set.")
     self._specs.setdefault(spec.id, spec)
 
+# %% ../nbs/20_store.ipynb #02af8850
 @patch
 def spec(self:Store,
     id:str,
@@ -236,13 +238,14 @@ def _commit(self:Store,
         db.execute("COMMIT")
     except BaseException: db.execute("ROLLBACK"); raise
 
-# %% ../nbs/20_store.ipynb #795f2830
-def _check_lengths(ep):      # `check_episode` looks at states, actions and commands; the other rows must match too
+# %% ../nbs/20_store.ipynb #0bb69620
+def _check_lengths(ep):
     for n,a in arrays(ep).items():
         timed = n in _TIMED or n[:7]=="sensor."
         if timed and (a.ndim<1 or len(a)!=len(ep)): raise BadInput(f"{n} has {len(a) if a.ndim else 0} rows", f"episode of {ep.task or ep.spec}, seed {ep.seed}", f"the state has {len(ep)}", "Record one row per control step.")
         if a.dtype.kind not in "fiub": raise BadInput(f"{n} holds {a.dtype}", f"episode of {ep.task or ep.spec}, seed {ep.seed}", "only numbers are stored", "Convert it.")
 
+# %% ../nbs/20_store.ipynb #c908ddb0
 @patch
 def append(self:Store,
     task:str,                    # slug
@@ -292,7 +295,7 @@ def episodes(self:Store,
     sql,values = _where(task=task, split=split, spec=spec)
     return [Entry(**dict(r)) for r in self.query(f"SELECT * FROM episodes{sql} ORDER BY task,split,seed,hash", *values)]
 
-# %% ../nbs/20_store.ipynb #1bfec2b0
+# %% ../nbs/20_store.ipynb #62545aa0
 @patch
 def _group(self:Store, file):
     "The unpacked group of this file; the last few are kept."
@@ -320,6 +323,7 @@ def read(self:Store,
     if not row: raise BadInput(f"no episode has the uid {what!r}", str(self.root), mend="List them with store.episodes().")
     return group_episode(*self._group(row[0]["file"]), row[0]["i"])
 
+# %% ../nbs/20_store.ipynb #654e1660
 @patch
 def read_all(self:Store,
     task:str|None=None, split:str|None=None, spec:str|None=None,    # as in `episodes`
@@ -327,7 +331,7 @@ def read_all(self:Store,
     "All episodes that `episodes` lists."
     return [self.read(e) for e in self.episodes(task, split, spec)]
 
-# %% ../nbs/20_store.ipynb #b510f9a0
+# %% ../nbs/20_store.ipynb #fefe8b70
 @dataclass(frozen=True, eq=False)
 class Flat:
     "All episodes of one spec and task, end to end; T runs over all of them."
@@ -350,6 +354,7 @@ def flatten(
     cat = lambda n: np.concatenate([getattr(e,n) for e in eps])
     return Flat(spec, task, *map(cat,("state_TC","action_TA","command_TU","valid_T")), np.cumsum([len(e) for e in eps]), tuple(e.edits for e in eps))
 
+# %% ../nbs/20_store.ipynb #87f0b010
 @patch
 def flat(self:Store,
     split:str|None=None,      # None: all
@@ -378,7 +383,7 @@ def set_aside(self:Store,
     self._groups.pop(file, None)
     return len(rows)
 
-# %% ../nbs/20_store.ipynb #c93f9c20
+# %% ../nbs/20_store.ipynb #b0057950
 @patch
 def quarantine(self:Store,
     task:str,
@@ -395,6 +400,7 @@ def quarantine(self:Store,
         rows += [("INSERT INTO quarantined VALUES (?,?,?,?,?,?,?)", (u,name,task,split,int(e.seed),"diverged",reason)) for u,e in zip(uids,eps)]
     if rows: self._commit(rows)
 
+# %% ../nbs/20_store.ipynb #e0ae2f60
 @patch
 def done(self:Store,
     task:str,
@@ -412,7 +418,7 @@ def group_of(
     m = _BODY.fullmatch(task)
     return m[1] if m else task
 
-# %% ../nbs/20_store.ipynb #a094df80
+# %% ../nbs/20_store.ipynb #1b4f96c0
 @patch
 def content_hash(self:Store)->str:
     "SHA-256 of the sorted episode hashes."
@@ -438,6 +444,7 @@ def card(self:Store)->dict:
         families=_shares(rows, lambda r: group_of(r["task"]) if family(r) else "registered tasks"),
         quarantined={r["kind"]:r["n"] for r in self.query("SELECT kind, count(*) AS n FROM quarantined GROUP BY kind")})
 
+# %% ../nbs/20_store.ipynb #1ffa11e0
 @patch
 def __repr__(self:Store):
     r = self.query("SELECT count(DISTINCT task) AS t, count(*) AS e, coalesce(sum(transitions),0) AS n FROM episodes")[0]

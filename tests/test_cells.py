@@ -1,0 +1,34 @@
+"A killed exam loses at most the cell under way."
+import json, os, signal, subprocess, sys, time
+import numpy as np
+from cfm_lab.cells import Cell, Cells
+
+WRITER = """
+import sys
+from cfm_lab.cells import Cell, Cells
+cells = Cells("kill", root=sys.argv[1])
+for n in range(int(sys.argv[2]), 10**6):
+    c = Cell(dict(n=n), lambda: list(range(n,n+4000)))
+    cells.get(c); print(n, flush=True)
+"""
+
+def test_kill(tmp_path):
+    rng,said = np.random.default_rng(0),set()
+    for kill in range(5):
+        p = subprocess.Popen([sys.executable,"-c",WRITER,str(tmp_path),str(1000*kill)],stdout=subprocess.PIPE,text=True,cwd=os.getcwd(),env={**os.environ,"PYTHONPATH":os.pathsep.join(sys.path)})
+        said.add(int(p.stdout.readline())); time.sleep(rng.uniform(0,.15)); p.send_signal(signal.SIGKILL)
+        said |= {int(l) for l in p.stdout.read().split()}; p.wait()
+    assert len(said)>=5
+    kept = {r["config"]["n"]:r["value"] for r in Cells("kill",root=tmp_path).kept.values()}
+    assert said<=set(kept)
+    assert all(v==list(range(n,n+4000)) for n,v in kept.items())
+
+def test_torn_and_foreign_lines(tmp_path):
+    cells = Cells("torn",root=tmp_path)
+    make = lambda n: Cell(dict(n=n),lambda: n)
+    for n in range(3): cells.get(make(n))
+    with open(cells.path,"a") as f: f.write('[1]\nnull\n{"key": 7\n\x00\x00\n{"key":"half')
+    again = Cells("torn",root=tmp_path)
+    assert len(again)==3 and again.missing([make(n) for n in range(5)])[0].config["n"]==3
+    again.get(make(3))
+    assert Cells("torn",root=tmp_path).get(make(3))==3
