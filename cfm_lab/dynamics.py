@@ -40,7 +40,7 @@ def dynamics_small()->DynamicsConfig:
     "0.2 M parameters: eight minutes on two cores."
     return DynamicsConfig(depth=4, width=64)
 
-# %% ../nbs/32_dynamics.ipynb #2fe601b0
+# %% ../nbs/32_dynamics.ipynb #f2922c30
 class DynamicsTransformer(nn.Module, Pretrained):
     "Joint-token transformer over mixed embodiments."
     def __init__(self, config:DynamicsConfig):
@@ -49,7 +49,7 @@ class DynamicsTransformer(nn.Module, Pretrained):
         self.row = nn.Linear(N_ROW,D)
         self.static = nn.Sequential(nn.Linear(N_STATIC,D),nn.GELU(approximate="tanh"),nn.Linear(D,D))
         self.stack = Stack(config.depth,D,config.heads,config.context,FAR+1)
-        self.norm,self.head = nn.LayerNorm(D),nn.Linear(D,4)
+        self.norm,self.head = nn.LayerNorm(D),nn.Linear(D,6)
         nn.init.normal_(self.head.weight,std=.1/D**.5); nn.init.zeros_(self.head.bias)
     def forward(self,
         tk:Tokens,
@@ -61,8 +61,8 @@ class DynamicsTransformer(nn.Module, Pretrained):
         joints = Joints(tk.mask_BJ,tk.distance_BJJ)
         x_NTD = self.row(joints.gather(rows_BTJF.transpose(1,2)))+self.static(joints.gather(static_BJF))[:,None]
         x_NTD,cache = self.stack(x_NTD,joints,cache)
-        mean,width = joints.spread(self.head(self.norm(x_NTD))).transpose(1,2).split(2,-1)
-        return prior_BTJ2+mean, width.clamp(-6,4), cache
+        mean,width,doubt = joints.spread(self.head(self.norm(x_NTD))).transpose(1,2).split(2,-1)
+        return prior_BTJ2*(2-doubt).sigmoid()+mean, width.clamp(-6,4), cache
 
 # %% ../nbs/32_dynamics.ipynb #6cdc39c0
 @patch

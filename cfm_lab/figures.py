@@ -32,7 +32,7 @@ def style(
     "How a method is drawn; one that isn't known gets black."
     return METHODS.get(method, (method.replace("_"," "),"#222222","solid"))
 
-# %% ../nbs/70_figures.ipynb #f986bea0
+# %% ../nbs/70_figures.ipynb #f90d0580
 def page(
     fig:go.Figure,
     x:str="", y:str="",         # axis titles, with units
@@ -47,6 +47,8 @@ def page(
     if y: fig.update_yaxes(title_text=y)
     return fig
 
+_TICKS = [m*10.**k for k in range(-3,4) for m in (1,2,5)]     # of logarithmic axes
+
 def _short(x): return [None if v is None or not np.isfinite(v) else float(f"{v:.4g}") for v in np.ravel(np.asarray(x,float))]
 
 def _fade(colour, alpha):
@@ -60,7 +62,7 @@ def _band(fig, x, low, high, colour):
     x,low,high = ([v[i] for i in keep] for v in (x,low,high))
     fig.add_scatter(x=list(x)+list(x)[::-1], y=_short(list(high)+list(low)[::-1]), fill="toself", fillcolor=_fade(colour,.15), mode="lines", line_width=0, hoverinfo="skip", showlegend=False)
 
-# %% ../nbs/70_figures.ipynb #3c814370
+# %% ../nbs/70_figures.ipynb #f7beb4b0
 def best_reference(
     report:Report,       # rows of metric "MAE"
     robot:str,
@@ -69,7 +71,7 @@ def best_reference(
     metric:str="MAE",
 )->tuple:                # name and error of the best reference
     "The reference that counts at one robot, horizon and number of episodes."
-    refs = report.where(robot=robot,horizon=horizon,data_n=data_n,metric=metric,method=list(REFERENCES))
+    refs = report.where(robot=robot,horizon=horizon,data_n=[0,data_n],metric=metric,method=list(REFERENCES))     # what needs no data is there with data too
     if not len(refs): raise BadInput(f"no reference of {robot}, horizon {horizon}, n = {data_n}", "report", f"it has robots {report.values('robot')}, horizons {report.values('horizon')}", "Choose one of these, or examine the references first.")
     r = min(refs, key=lambda r: r.value)
     return r.method,r.value
@@ -97,7 +99,7 @@ def skill_over_horizon(
     what = "zero-shot" if data_n==0 else f"{data_n} episode{'s' if data_n>1 else ''}"
     return page(fig, "horizon, control steps", "skill", f"{robot}, {what}", xaxis=dict(type="log",tickvals=hs,ticktext=[str(h) for h in hs]), yaxis_range=[floor-.05,1.05])
 
-# %% ../nbs/70_figures.ipynb #3848e880
+# %% ../nbs/70_figures.ipynb #7974d3e0
 def learning_curves(
     report:Report,            # rows of metrics "MAE" and "MAE seed"
     robot:str,
@@ -122,7 +124,7 @@ def learning_curves(
     fig.add_scatter(x=[at[n] for n in ns], y=_short([100*best[n][1] for n in ns]), mode="lines+markers", name="best reference", line=dict(color="#444444",dash="dash",width=2), marker_size=5,
         text=[style(best[n][0])[0] for n in ns], hovertemplate="%{text}: %{y} %<extra></extra>")
     words = ["zero-shot" if n==0 else f"{n}<br>({n*transitions:,} steps)" for n in ns]
-    return page(fig, "episodes of the robot", "error, % of range", f"{robot}, {horizon} step{'s' if horizon>1 else ''} ahead", xaxis=dict(tickvals=list(at.values()),ticktext=words), yaxis=dict(type="log",dtick="D2"))
+    return page(fig, "episodes of the robot", "error, % of range", f"{robot}, {horizon} step{'s' if horizon>1 else ''} ahead", xaxis=dict(tickvals=list(at.values()),ticktext=words), yaxis=dict(type="log",tickvals=_TICKS,ticktext=[f"{t:g}" for t in _TICKS]))
 
 # %% ../nbs/70_figures.ipynb #1bc421d0
 def training_curve(

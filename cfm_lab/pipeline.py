@@ -88,7 +88,7 @@ def parse_parameters(
         except (ValueError,SyntaxError): given[name] = text
     return check_parameters(path, given)
 
-# %% ../nbs/72_pipeline.ipynb #14e4e8f0
+# %% ../nbs/72_pipeline.ipynb #50d66640
 def fingerprint(
     path:Path,       # a notebook
     values:Mapping,  # its checked parameters
@@ -97,7 +97,7 @@ def fingerprint(
     h = hashlib.sha256(json.dumps([[c["cell_type"],"".join(c["source"])] for c in _cells(path)]).encode())
     h.update(json.dumps(values, sort_keys=True, default=str).encode())
     for f in sorted(_package().glob("*.py")):
-        if f.name!="_modidx.py": h.update(f.name.encode()+f.read_bytes())
+        if f.name!="_modidx.py": h.update(f.name.encode()+re.sub(rb"(?m)^# %%.*", b"", f.read_bytes()))     # nbdev's marks name cells, they do nothing
     return h.hexdigest()
 
 def _package():
@@ -192,7 +192,9 @@ def clock(
     "Minutes and seconds."
     return f"{int(seconds)//60}:{int(seconds)%60:02d}"
 
-# %% ../nbs/72_pipeline.ipynb #00dc3b00
+# %% ../nbs/72_pipeline.ipynb #5f8d7330
+def _shown(line): return line.rstrip("\r").rpartition("\r")[2]     # what a terminal shows of a line in the end
+
 class Echo:
     "A stream that passes text on: as it is to a terminal, without the motion to a file."
     def __init__(self,
@@ -200,12 +202,13 @@ class Echo:
         live:bool,             # does it move its cursor back?
         every_s:float=20,
     ):
-        self.out,self.live,self.every_s,self.last = out,live,every_s,0.
+        self.out,self.live,self.every_s,self.last,self.rest = out,live,every_s,0.,""
     def write(self, text):
-        if not self.live and "\r" in text:
-            if "\n" not in text and time.time()-self.last<self.every_s: return
-            self.last,text = time.time(),text.rstrip("\r\n").rpartition("\r")[2]+"\n"
-        self.out.write(text)
+        if self.live: return self.out.write(text)
+        *lines,rest = [_shown(l) for l in (self.rest+text).split("\n")]
+        self.rest = rest
+        if rest and "\r" in text and time.time()-self.last>=self.every_s: lines,self.rest,self.last = lines+[rest],"",time.time()
+        self.out.write("".join(l+"\n" for l in lines))
     def flush(self): self.out.flush()
 
 # %% ../nbs/72_pipeline.ipynb #cf3ae8a0
@@ -220,7 +223,7 @@ def find_error(
         if errors and not meant: return dict(cell=i, name=errors[0].ename, message=errors[0].evalue, source=c.source)
         if meant and not errors: return dict(cell=i, name="NoError", message="the cell is tagged raises-exception and did not raise", source=c.source)
 
-# %% ../nbs/72_pipeline.ipynb #1bb0a8d0
+# %% ../nbs/72_pipeline.ipynb #2eb9bfb0
 def tidy(
     nb,              # an executed notebook
 ):                   # the same, changed in place
@@ -228,7 +231,7 @@ def tidy(
     for c in nb.cells:
         c.metadata.pop("papermill", None); c.metadata.pop("execution", None)
         for o in c.get("outputs",[]):
-            if o.output_type=="stream": o.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in o.text.split("\n"))
+            if o.output_type=="stream": o.text = "\n".join(map(_shown, o.text.split("\n")))
     return nb
 
 # %% ../nbs/72_pipeline.ipynb #ab235270
@@ -254,7 +257,7 @@ def _child(job_path):
     Path(job["target"]).write_text(nbformat.writes(tidy(nb), version=4))
     Path(job["result"]).write_text(json.dumps(error))
 
-# %% ../nbs/72_pipeline.ipynb #a2129900
+# %% ../nbs/72_pipeline.ipynb #05fda1f0
 class RunFailed(RuntimeError):
     "A notebook that did not come to its end: which cell, why, and where the copy lies that shows it."
     def __init__(self,
@@ -265,7 +268,7 @@ class RunFailed(RuntimeError):
         copy:Path|None=None,  # executed copy
     ):
         self.where,self.name,self.message,self.cell,self.copy = where,name,message,cell,copy
-        super().__init__(f"{where}{f', cell {cell}' if cell is not None else ''}: {name}: {message}" + (f". See {copy}" if copy else ""))
+        super().__init__(f"{where}{f', cell {cell}' if cell is not None else ''}: {name}: {' '.join(message.split())[:400]}" + (f". See {copy}" if copy else ""))
 
 # %% ../nbs/72_pipeline.ipynb #abbf5bf0
 def _environment():
@@ -274,7 +277,7 @@ def _environment():
     return dict(os.environ, PYTHONPATH=path, CFM_DATA=str(data_root()), JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1",
         TQDM_MININTERVAL="0.5")
 
-# %% ../nbs/72_pipeline.ipynb #fe7250d0
+# %% ../nbs/72_pipeline.ipynb #26a146e0
 def execute(
     source:Path,                  # a notebook
     target:Path,                  # the executed copy; not the source
@@ -295,7 +298,7 @@ def execute(
         child.wait(timeout_s)
         if not temp["result"].exists(): raise RunFailed(source.name, "Killed", f"its process ended with code {child.returncode} (memory?)")
         error = json.loads(temp["result"].read_text())
-        if error: raise RunFailed(source.name, error["name"], error["message"], error["cell"], atomic_write(failed, temp["target"].read_bytes()))
+        if error: raise RunFailed(source.name, error["name"], error["message"] or error["source"].strip().partition("\n")[0], error["cell"], atomic_write(failed, temp["target"].read_bytes()))
         failed.unlink(missing_ok=True)
         return atomic_write(target, temp["target"].read_bytes())
     except subprocess.TimeoutExpired: raise RunFailed(source.name, "TimeOut", f"was stopped after {timeout_s:g} s") from None

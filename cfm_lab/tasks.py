@@ -8,8 +8,8 @@ __all__ = ['TASKS', 'Task', 'get_task', 'physical_fields', 'row_names', 'model_d
            'hopper_reward', 'from_metaworld', 'random_start', 'from_gymnasium_robotics', 'from_cfm_lab', 'load',
            'skeleton', 'same_robot', 'robot_lists']
 
-# %% ../nbs/13_tasks.ipynb #5bfa3da0
-import copy, difflib, re
+# %% ../nbs/13_tasks.ipynb #228c32d0
+import copy, difflib, re, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Callable
@@ -341,11 +341,13 @@ def from_cfm_lab(
     home,spread = model.key_qpos[0].copy() if model.nkey else model.qpos0.copy(),.8 if name=="arm" else .3
     return Origin(model, n_substeps, action, lambda s: random_start(model, home, np.random.default_rng(s), spread), home)
 
-# %% ../nbs/13_tasks.ipynb #8e843c70
+# %% ../nbs/13_tasks.ipynb #56ceee30
 @lru_cache(maxsize=256)
 def _load(task):
     makers = dict(dm_control=from_dm_control, gymnasium=from_gymnasium, metaworld=from_metaworld, gymnasium_robotics=from_gymnasium_robotics, cfm_lab=from_cfm_lab)
-    return Scene(task, makers[task.package](task))
+    with warnings.catch_warnings():      # of a missing display, of old versions: nothing that a reader could act on
+        warnings.simplefilter("ignore")
+        return Scene(task, makers[task.package](task))
 
 def load(
     task:Task|str,     # a task or its id

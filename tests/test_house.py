@@ -68,7 +68,7 @@ def test_every_module_has_a_notebook():
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_imports_point_down(path):
     n = numbers()
-    up = [m for m,_ in imports(path) if m.startswith("cfm_lab.") and n.get(m.split(".")[1],99)>=n[path.stem]]
+    up = [m for m,_ in imports(path) if m.startswith("cfm_lab.") and n.get(m.split(".")[1],99)>n[path.stem]]     # a room may name itself: spawned processes find it so
     assert not up
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
