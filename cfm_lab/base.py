@@ -7,14 +7,14 @@ __all__ = ['DOFS', 'BadInput', 'check_slug', 'Geom', 'Body', 'Joint', 'Command',
            'quat_log', 'Channel', 'Spec', 'spec_to_dict', 'spec_from_dict', 'Edit', 'Episode', 'check_episode',
            'Window', 'window', 'Tokens', 'Prediction', 'Row', 'Report', 'Dynamics', 'Policy', 'Trainable', 'imagine']
 
-# %% ../nbs/00_base.ipynb #1df0726b
+# %% ../nbs/00_base.ipynb #129e5d80
 import json, re
 from dataclasses import dataclass, field, fields, replace, asdict, is_dataclass
 from typing import Any, Callable, Mapping, Protocol, Sequence, runtime_checkable
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../nbs/00_base.ipynb #c454c9e5
+# %% ../nbs/00_base.ipynb #6eb3e3b0
 class BadInput(ValueError):
     "An input that can't be used: what is wrong, where, why, and the one command or change that mends it."
     def __init__(self,
@@ -26,7 +26,7 @@ class BadInput(ValueError):
         self.what,self.where,self.why,self.mend = what,where,why,mend
         super().__init__("".join([f"{where}: " if where else "", what, f" ({why})" if why else "", f". {mend}" if mend else ""]))
 
-# %% ../nbs/00_base.ipynb #981da684
+# %% ../nbs/00_base.ipynb #eb25db60
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 def check_slug(
@@ -38,7 +38,7 @@ def check_slug(
         raise BadInput(f"{name!r} is not a usable id", where, "ids are file names", "Use 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit.")
     return name
 
-# %% ../nbs/00_base.ipynb #15e8b2e4
+# %% ../nbs/00_base.ipynb #5b47e470
 @dataclass(frozen=True)
 class Geom:
     "A collision shape of a body."
@@ -64,7 +64,7 @@ class Body:
     inertia:tuple         # principal moments, kg·m²
     geoms:tuple[Geom,...] = ()
 
-# %% ../nbs/00_base.ipynb #e7540c71
+# %% ../nbs/00_base.ipynb #863d1610
 DOFS = dict(hinge=1, slide=1, ball=3, free=6)
 _QPOS = dict(hinge=1, slide=1, ball=4, free=7)
 
@@ -86,7 +86,7 @@ class Joint:
     @property
     def dofs(self)->int: return DOFS[self.kind]
 
-# %% ../nbs/00_base.ipynb #ae5b41af
+# %% ../nbs/00_base.ipynb #2b64f0e0
 @dataclass(frozen=True)
 class Command:
     "One number that enters the simulator, and the force law behind it."
@@ -100,7 +100,7 @@ class Command:
     tau:float = 0.               # activation time constant, s; 0: none
     force:tuple|None = None      # force limits, N or N·m
 
-# %% ../nbs/00_base.ipynb #ea8474e2
+# %% ../nbs/00_base.ipynb #237009c0
 @dataclass(frozen=True, eq=False)
 class ActionMap:
     "From a native action to the commands: `clip(relative · last + offset + matrix @ clip(action))`."
@@ -129,7 +129,7 @@ class ActionMap:
         low,high = np.asarray(low_A,float),np.asarray(high_A,float)
         return cls(tuple(names), low, high, np.eye(n), np.zeros(n), np.zeros(n), low, high)
 
-# %% ../nbs/00_base.ipynb #b462175f
+# %% ../nbs/00_base.ipynb #3ee38e20
 def quat_mul(a, b):
     "Product of quaternions `(…,4)`."
     aw,av,bw,bv = a[...,:1],a[...,1:],b[...,:1],b[...,1:]
@@ -150,7 +150,7 @@ def quat_log(q):
     n = np.linalg.norm(q[...,1:], axis=-1, keepdims=True)
     return q[...,1:] * np.where(n>1e-9, 2*np.arctan2(n, q[...,:1])/np.maximum(n,1e-9), 2.)
 
-# %% ../nbs/00_base.ipynb #81eccaa2
+# %% ../nbs/00_base.ipynb #4bb255a0
 @dataclass(frozen=True)
 class Channel:
     "One number of the state."
@@ -188,7 +188,7 @@ class Spec:
         kinds = ", ".join(f"{sum(j.kind==k for j in self.joints)} {k}" for k in DOFS if any(j.kind==k for j in self.joints))
         return f"Spec {self.id}: {self.J} degrees of freedom ({kinds}), {self.C} channels, {self.A} actions, {self.U} commands, {1000*self.dt:g} ms"
 
-# %% ../nbs/00_base.ipynb #ca4dd955
+# %% ../nbs/00_base.ipynb #9c0f1a10
 @patch(as_prop=True)
 def J(self:Spec)->int: "Degrees of freedom."; return sum(j.dofs for j in self.joints)
 @patch(as_prop=True)
@@ -200,7 +200,7 @@ def A(self:Spec)->int: "Native actions."; return len(self.action.names)
 @patch(as_prop=True)
 def U(self:Spec)->int: "Commands."; return len(self.commands)
 
-# %% ../nbs/00_base.ipynb #4c98a1f2
+# %% ../nbs/00_base.ipynb #73e80880
 @patch(as_prop=True)
 def channels(self:Spec)->tuple:
     "Names, kinds, units and limits of the state, in order."
@@ -216,7 +216,7 @@ def channels(self:Spec)->tuple:
             vel += [c(f".w{a}","angular velocity","rad/s") for a in "xyz"]
     return tuple(pos+vel)
 
-# %% ../nbs/00_base.ipynb #9ffe8765
+# %% ../nbs/00_base.ipynb #de4ea000
 @patch(as_prop=True)
 def layout(self:Spec)->tuple:
     "For each joint: (slice of qpos, slice of the degrees of freedom)."
@@ -231,7 +231,7 @@ def joint_J(self:Spec)->np.ndarray:
     "The joint of each degree of freedom, `(J,)`."
     return np.repeat(np.arange(len(self.joints)), [j.dofs for j in self.joints])
 
-# %% ../nbs/00_base.ipynb #bbdb0c50
+# %% ../nbs/00_base.ipynb #0845dd70
 @patch
 def subtract(self:Spec,
     a_C, b_C,            # states, leading dimensions allowed
@@ -266,7 +266,7 @@ def add(self:Spec,
             out[...,q] = np.concatenate([s[...,q][...,:-4]+d[...,v][...,:-3], r/np.linalg.norm(r,axis=-1,keepdims=True)], -1)
     return out
 
-# %% ../nbs/00_base.ipynb #a8bbc51d
+# %% ../nbs/00_base.ipynb #b5ae9740
 @patch
 def drift(self:Spec,
     state_C,             # states, leading dimensions allowed
@@ -280,7 +280,7 @@ def drift(self:Spec,
         else: out[...,q] = np.concatenate([out[...,q][...,:-4]+dt*v_J[...,v][...,:-3], quat_mul(out[...,q][...,-4:], quat_exp(dt*v_J[...,v][...,-3:]))], -1)
     return out
 
-# %% ../nbs/00_base.ipynb #f155ce7b
+# %% ../nbs/00_base.ipynb #e30a25b0
 def _plain(x):
     if is_dataclass(x): return {f.name:_plain(getattr(x,f.name)) for f in fields(x)}
     if isinstance(x,np.ndarray): return _plain(x.tolist())
@@ -311,7 +311,7 @@ def spec_from_dict(
         "gravity":tuple(d["gravity"]), "home_C":arr(d["home_C"]), "inertia_J":arr(d["inertia_J"]),
         "moment_UJ":arr(d["moment_UJ"]).reshape(-1,n), "acts_UJ":arr(d["acts_UJ"],bool).reshape(-1,n), "axis_J3":arr(d["axis_J3"]).reshape(n,3), "anchor_J3":arr(d["anchor_J3"]).reshape(n,3)})
 
-# %% ../nbs/00_base.ipynb #3a915aec
+# %% ../nbs/00_base.ipynb #5eb17d50
 @dataclass(frozen=True)
 class Edit:
     "One change of the compiled model, valid for one episode."
@@ -334,7 +334,7 @@ def edited(self:Spec,
         bodies[at[e.name]] = replace(bodies[at[e.name]], **{_EDITS[e.field]: v[0] if e.field=="body_mass" else v})
     return replace(self, bodies=tuple(bodies))
 
-# %% ../nbs/00_base.ipynb #b966d414
+# %% ../nbs/00_base.ipynb #0ba45140
 @dataclass(frozen=True, eq=False)
 class Episode:
     "One recorded run of one robot."
@@ -358,7 +358,7 @@ class Episode:
         s = "×".join
         return f"Episode {self.task or self.spec}: {self.behaviour or '?'}, state_TC {self.state_TC.shape}, action_TA {self.action_TA.shape}, command_TU {self.command_TU.shape}, {len(self)*self.dt:.1f} s"
 
-# %% ../nbs/00_base.ipynb #59b05bf7
+# %% ../nbs/00_base.ipynb #2e80fa30
 def check_episode(
     ep:Episode,
     spec:Spec,
@@ -377,7 +377,7 @@ def check_episode(
             raise BadInput(f"{name} is not finite at row {bad.argmax()}, {chan}", where, "a valid row must be finite", "Mark the rows from there on invalid (valid_T), or drop the episode.")
     return ep
 
-# %% ../nbs/00_base.ipynb #cc16e9c3
+# %% ../nbs/00_base.ipynb #072ffa50
 @dataclass(frozen=True, eq=False)
 class Window:
     "K equally long pieces of episodes of one spec."
@@ -405,7 +405,7 @@ def window(
     cut = lambda name: np.stack([getattr(e,name)[s:s+T] for e,s in zip(eps,starts)])
     return Window(cut("state_TC"), cut("action_TA"), cut("command_TU"))
 
-# %% ../nbs/00_base.ipynb #cdb2d7cd
+# %% ../nbs/00_base.ipynb #7bd7bff0
 @dataclass(frozen=True, eq=False)
 class Tokens:
     "A padded batch of mixed embodiments, one token per degree of freedom and control step."
@@ -430,7 +430,7 @@ class Tokens:
         B,T,J = self.shape
         return f"Tokens: {B} windows × {T} steps × {J} joints, {100*(1-float(self.mask_BJ.sum())/(B*J)):.0f} % padding"
 
-# %% ../nbs/00_base.ipynb #bd4a2303
+# %% ../nbs/00_base.ipynb #07086ff0
 @dataclass(frozen=True, eq=False)
 class Prediction:
     "The next state of K candidates and its spread."
@@ -438,7 +438,7 @@ class Prediction:
     spread_K2J:np.ndarray|None = None    # one standard deviation, as a difference; None: not said
     def __repr__(self): return f"Prediction: state_KC {self.state_KC.shape}, {'with' if self.spread_K2J is not None else 'no'} spread"
 
-# %% ../nbs/00_base.ipynb #2f4e2ee3
+# %% ../nbs/00_base.ipynb #78a771a0
 @dataclass(frozen=True)
 class Row:
     "One measured number and all that it depends on."
@@ -476,7 +476,7 @@ class Report:
         if not self.rows: return "Report: empty"
         return f"Report: {len(self)} rows; robots {self.values('robot')}; methods {self.values('method')}; horizons {self.values('horizon')}"
 
-# %% ../nbs/00_base.ipynb #ca03fe76
+# %% ../nbs/00_base.ipynb #f2ae6330
 @runtime_checkable
 class Dynamics(Protocol):
     "Predicts the next state, step by step. What it carries along is its own affair."
@@ -504,7 +504,7 @@ class Trainable(Protocol):
     "Anything with a loss: the training loop needs no more."
     def loss(self, tokens:Tokens)->tuple: ...   # (scalar loss, dict of metrics)
 
-# %% ../nbs/00_base.ipynb #911a43e2
+# %% ../nbs/00_base.ipynb #d758fe40
 def imagine(
     dynamics:Dynamics,
     spec:Spec,

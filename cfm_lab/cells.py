@@ -94,10 +94,12 @@ class Cell:
         return sha256(json.dumps(plain(dict(config=self.config, recipe=self.recipe, source=source_hash(self.modules))),sort_keys=True).encode())
     def __repr__(self): return f"Cell {dict(self.config)}, key {self.key[:8]}"
 
-# %% ../nbs/60_cells.ipynb #4e5ae050
+# %% ../nbs/60_cells.ipynb #8ff5eba0
 def results_root()->Path:
-    "The project's `data/results`, which is committed; outside a checkout, below `data_root()`."
-    return (project_root()/"data" if project_root() else data_root())/"results"
+    "The project's `data/results`, which is committed: of the folder from here upward, or of the checkout that the package lies in; else below `data_root()`."
+    clone = Path(cfm_lab.__file__).resolve().parents[1]
+    root = project_root() or (clone if (clone/"settings.ini").exists() else None)
+    return (root/"data" if root else data_root())/"results"
 
 def hardware()->str:
     "The machine in a few words."

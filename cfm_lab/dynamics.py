@@ -19,7 +19,7 @@ from .layers import Joints, Stack
 from .tokens import (Moment, Context, CARD, FAR, N_ROW, N_STATIC, change, features, static_features, local,
     read_history, target, step_by, tokenize, split_state, join_state, drive, static, _log_quat, _mul, _conj, _take, _put)
 
-# %% ../nbs/32_dynamics.ipynb #b8c93370
+# %% ../nbs/32_dynamics.ipynb #a9b31a40
 @dataclass(frozen=True)
 class DynamicsConfig:
     "All that is needed to build a `DynamicsTransformer`."
@@ -27,7 +27,7 @@ class DynamicsConfig:
     width:int = 64         # D
     heads:int = 4
     context:int = 8        # rows that attention sees; scales and guess use the whole history
-    unroll:int = 8         # steps imagined in training
+    unroll:int = 12        # steps imagined in training
     far:float = 1.         # weight of the imagined steps in the loss
     card_drop:float = .1   # share of training windows without a card
     def build(self)->"DynamicsTransformer": return DynamicsTransformer(self)

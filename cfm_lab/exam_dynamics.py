@@ -25,7 +25,7 @@ from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
 from .cells import Cell, Cells, hardware, headline, results_root, source_hash, write_result
 
-# %% ../nbs/62_exam_dynamics.ipynb #d0b342c0
+# %% ../nbs/62_exam_dynamics.ipynb #fd855470
 HORIZONS = (1,10,25)
 PAST = 51                  # rows of history: 50 steps, and the present
 
@@ -33,19 +33,19 @@ PAST = 51                  # rows of history: 50 steps, and the present
 class ExamPlan:
     "Robots, seeds, sizes and grids of one exam."
     held_out:tuple = ("dm-walker-walk","gym-hopper","gym-ant")
-    validation:tuple = ("dm-finger-spin","gym-pusher","walker-family-1000000")
+    validation:tuple = ("dm-finger-spin","gym-pusher")
     seeds:tuple = (0,1,2)
     data:tuple = (1,4,10)                        # episodes of 100 steps
     model:Any = None                             # a config with `.build()`
     recipe:Recipe|None = None                    # what is pre-trained on
-    steps:int = 1600                             # of pre-training
-    size:int = 64                                # windows in a batch
-    lr:float = 3e-3
+    steps:int = 700                              # of pre-training
+    size:int = 48                                # windows in a batch
+    lr:float = 4e-3
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
-    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best
+    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
     longest:int = 2700
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
-    tune_size:int = 16                           # windows in a batch of fine-tuning and scratch
+    tune_size:int = 8                            # windows in a batch of fine-tuning and scratch
     weights_seed:int|None = None                 # None: each seed has its own pre-training; else all share this one's
     runs:str = ""                                # folder of the weights; "": data/runs
 
@@ -116,7 +116,7 @@ def examine(
     if down.any(): out |= dict(fallen=cut(e["robot"].mae_KT[down]), share_fallen=float(down.mean()))
     return out
 
-# %% ../nbs/62_exam_dynamics.ipynb #6a3e2680
+# %% ../nbs/62_exam_dynamics.ipynb #07b44780
 @dataclass(frozen=True)
 class Settings:
     "How to learn from a few episodes."
@@ -130,7 +130,7 @@ def adapt(
     episodes:Sequence[Episode],
     settings:Settings,
     seed:int=0,
-    size:int=16,                     # windows in a batch
+    size:int=8,                      # windows in a batch
 ):                                   # the model
     "Train on windows of a few episodes of one robot, then go part of the way back to the old weights."
     from cfm_lab.train import fit, blend
@@ -246,7 +246,7 @@ def solve(
             for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
     return [cells.get(c) for c in wanted]
 
-# %% ../nbs/62_exam_dynamics.ipynb #ae16e190
+# %% ../nbs/62_exam_dynamics.ipynb #3df043c0
 @dataclass(frozen=True)
 class Choice:
     "The settings of one method for n episodes, and the grid that they were chosen from."
@@ -264,18 +264,17 @@ def choose(
     n:int,                  # episodes
 )->Choice:
     "Settings with the smallest validation error, from a grid that is extended until it is flat."
-    lengths = list(plan.lengths)
+    points,grid = [(lr,steps) for steps in plan.lengths for lr in plan.rates],[]
     while True:
-        points = [(lr,steps) for steps in lengths for lr in plan.rates]
-        values = ask([cell(plan,kind,task,n,0,lr=lr,steps=steps) for lr,steps in points for task in plan.validation],f"{kind}, n = {n}, up to {lengths[-1]} steps")
-        grid = []
+        values = ask([cell(plan,kind,task,n,0,lr=lr,steps=steps) for lr,steps in points for task in plan.validation],f"{kind}, n = {n}, up to {points[-1][1]} steps")
         for i,(lr,steps) in enumerate(points):
             of = values[i*len(plan.validation):(i+1)*len(plan.validation)]
             grid += [(lr,steps,float(s),float(np.exp(np.mean([_log_mae(v[s]) for v in of])))) for s in of[0]]
-        best = min(grid,key=lambda g: g[3])
-        before = min((g[3] for g in grid if g[1]<lengths[-1]),default=np.inf)
-        if best[3]>.99*before or 3*lengths[-1]>plan.longest: return Choice(kind,n,Settings(*best[:3]),tuple(grid))
-        lengths.append(3*lengths[-1])
+        best,longest = min(grid,key=lambda g: g[3]),max(steps for _,steps in points)
+        before = min((g[3] for g in grid if g[1]<longest),default=np.inf)
+        if best[3]>.99*before or 3*longest>plan.longest: return Choice(kind,n,Settings(*best[:3]),tuple(grid))
+        good = sorted((g for g in grid if g[1]==longest),key=lambda g: g[3])
+        points = [(lr,3*longest) for lr in list(dict.fromkeys(g[0] for g in good))[:2]]
 
 # %% ../nbs/62_exam_dynamics.ipynb #5e920690
 def ask_references(plan:ExamPlan, ask:Callable)->dict:
