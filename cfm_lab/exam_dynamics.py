@@ -222,7 +222,7 @@ def cell(
     guess = dict(pretrain=480.,references=5.).get(kind, 3+.04*more.get("steps",0))
     return Cell(what, partial(answer,plan,what), SCORING if kind=="references" else SCORING+LEARNING, recipe=target_recipe(task) if task else plan.recipe, seconds=guess)
 
-# %% ../nbs/62_exam_dynamics.ipynb #bbe13560
+# %% ../nbs/62_exam_dynamics.ipynb #6daf6180
 def timed_answer(plan:ExamPlan, what:Mapping)->tuple:
     "A cell's value and its seconds."
     begin = time.perf_counter()
@@ -233,14 +233,14 @@ def solve(
     cells:Cells,
     wanted:Sequence[Cell],
     name:str="",                    # on the progress bar
-    workers:int=2,
+    workers:int=2,                  # processes; 0: this one
 )->list:                            # their values, in order
     "Values of all wanted cells; the missing ones are computed side by side."
     from tqdm.auto import tqdm
     from cfm_lab.exam_dynamics import timed_answer       # spawned processes find it by this name
     missing = cells.missing(wanted)
-    if missing:
-        print(f"{name}: {cells.announce(wanted)} on one core",flush=True)
+    if missing: print(f"{name}: {cells.announce(wanted)} on one core",flush=True)
+    if missing and workers:
         with ProcessPoolExecutor(workers,multiprocessing.get_context("spawn")) as pool, tqdm(total=len(missing),desc=name,unit="cell") as bar:
             todo = {pool.submit(timed_answer,plan,dict(c.config)):c for c in missing}
             for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
@@ -364,20 +364,21 @@ def headlines(
             put(f"few_shot_vs_scratch_{n}",np.exp(np.mean([np.log(mae("pretrained",t,n,h)/mae("scratch",t,n,h)) for t in plan.held_out for h in HORIZONS],0)),"MAE ratio")
     return out
 
-# %% ../nbs/62_exam_dynamics.ipynb #69777e40
+# %% ../nbs/62_exam_dynamics.ipynb #0084d520
 PARTS = ("references","pretrain","zero_shot","tuning","few_shot")
 
 def exam(
     only:Sequence[str]=(),       # parts; (): all
     quick:bool=False,
     plan:ExamPlan|None=None,     # default: `quick_plan()` or `full_plan()`
+    workers:int=2,               # processes; 0: this one
 )->dict:                         # the result, as it is written to data/results/dynamics.json
     "Examine the model by the plan; every cell that is there is used."
     unknown = set(only)-set(PARTS)
     if unknown: raise BadInput(f"no part {sorted(unknown)[0]!r}","only",mend=f"There are {', '.join(PARTS)}.")
     parts,plan = set(only) or set(PARTS),plan or (quick_plan() if quick else full_plan())
     cells,used = Cells("dynamics",quick=quick),[]
-    def ask(wanted, name): used.extend(wanted); return solve(plan,cells,wanted,name)
+    def ask(wanted, name): used.extend(wanted); return solve(plan,cells,wanted,name,workers)
     for task in plan.validation+plan.held_out: target(task)       # collected before two processes ask for them
     scores,choices,costs = {},(),[]
     if "references" in parts: scores |= ask_references(plan,ask)
