@@ -6,8 +6,9 @@
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'hardware', 'Cells', 'headline',
            'commit', 'result_path', 'write_result']
 
-# %% ../nbs/60_cells.ipynb #52fe2c30
+# %% ../nbs/60_cells.ipynb #bd637130
 import ast, importlib.util, io, json, os, platform, subprocess, time, tokenize
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -124,11 +125,11 @@ class Cells:
     def __contains__(self, cell:Cell): return cell.key in self.kept
     def __repr__(self): return f"Cells of {self.exam}: {len(self)} kept{', quick' if self.quick else ''}"
 
-# %% ../nbs/60_cells.ipynb #33538b10
+# %% ../nbs/60_cells.ipynb #ac179c50
 @patch
 def put(self:Cells, cell:Cell, value, seconds:float):
     "Keep a cell's value: one durable line."
-    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), guess=cell.seconds, hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND, 0o644)
     try:
@@ -146,7 +147,7 @@ def get(self:Cells, cell:Cell):
     tic = time.perf_counter()
     return self.put(cell, cell.compute(), time.perf_counter()-tic)
 
-# %% ../nbs/60_cells.ipynb #84694f10
+# %% ../nbs/60_cells.ipynb #54ea6f90
 @patch
 def missing(self:Cells,
     plan:Sequence[Cell],
@@ -158,11 +159,12 @@ def missing(self:Cells,
 def cost(self:Cells,
     plan:Sequence[Cell],
 )->float:                 # s
-    "Time that the missing cells will take: as cells of their kind took, else as guessed."
-    took = {}
-    for r in self.kept.values(): took.setdefault(r["config"].get("kind"),[]).append(r["seconds"])
-    mean = {k:sum(v)/len(v) for k,v in took.items() if k is not None}
-    return sum(mean.get(c.config.get("kind"),c.seconds) for c in self.missing(plan))
+    "Time that the missing cells will take: as guessed, times how far off the guesses of their kind have been."
+    took,guess = Counter(),Counter()
+    for r in self.kept.values():
+        kind = r["config"].get("kind")
+        if kind and r.get("guess"): took[kind] += r["seconds"]; guess[kind] += r["guess"]
+    return sum(c.seconds*(took[k]/guess[k] if guess[k:=c.config.get("kind")] else 1) for c in self.missing(plan))
 
 @patch
 def announce(self:Cells,

@@ -25,7 +25,7 @@ from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
 from .cells import Cell, Cells, hardware, headline, results_root, source_hash, write_result
 
-# %% ../nbs/62_exam_dynamics.ipynb #fd855470
+# %% ../nbs/62_exam_dynamics.ipynb #3f00e010
 HORIZONS = (1,10,25)
 PAST = 51                  # rows of history: 50 steps, and the present
 
@@ -43,7 +43,7 @@ class ExamPlan:
     lr:float = 4e-3
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
-    longest:int = 2700
+    longest:int = 8100
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
     tune_size:int = 8                            # windows in a batch of fine-tuning and scratch
     weights_seed:int|None = None                 # None: each seed has its own pre-training; else all share this one's
@@ -60,7 +60,7 @@ def quick_plan()->ExamPlan:
     return ExamPlan(held_out=("gym-hopper",), validation=("dm-finger-spin",), seeds=(0,), data=(1,), model=dynamics_tiny(), recipe=first_run_recipe(),
         steps=60, size=32, rates=(1e-3,3e-3), lengths=(10,30), longest=30)
 
-# %% ../nbs/62_exam_dynamics.ipynb #748c4530
+# %% ../nbs/62_exam_dynamics.ipynb #9f7ac500
 @dataclass(frozen=True, eq=False)
 class Target:
     "One robot's test windows, scale of errors and episodes to learn from."
@@ -98,7 +98,7 @@ def fallen(
     if root is None: return np.zeros(len(test),bool)
     q,v = spec.layout[root]; free = spec.joints[root].kind=="free"
     z = test.state_KTC[:,PAST-1,q][:,2 if free else 0]-spec.home_C[q][2 if free else 0]
-    return z < -.5*max(spec.anchor_J3[v][2 if free else 0,2]+(0 if free else 0),1e-6)
+    return z < -.5*max(spec.anchor_J3[v][2 if free else 0,2],1e-6)
 
 # %% ../nbs/62_exam_dynamics.ipynb #c5c38cd0
 def examine(
@@ -208,7 +208,7 @@ def answer(
         model.load_state_dict(blend(old,new,share)); out[str(share)] = examine(model,t)
     return out
 
-# %% ../nbs/62_exam_dynamics.ipynb #5ac22ff0
+# %% ../nbs/62_exam_dynamics.ipynb #9f273430
 def cell(
     plan:ExamPlan,
     kind:str,
@@ -219,10 +219,10 @@ def cell(
     what = dict(kind=kind,task=task,n=n,seed=seed,**more)
     if kind in ("pretrain","zero_shot","fine_tuned"): what["weights"] = weights_name(plan,seed)
     if kind in ("fine_tuned","scratch"): what |= dict(model=repr(plan.model),size=plan.tune_size,shares=list(plan.shares if kind=="fine_tuned" else (1.,)))
-    guess = dict(pretrain=480.,references=5.).get(kind, 3+.04*more.get("steps",0))
+    guess = dict(pretrain=480.,references=5.).get(kind, 4+.1*more.get("steps",0))
     return Cell(what, partial(answer,plan,what), SCORING if kind=="references" else SCORING+LEARNING, recipe=target_recipe(task) if task else plan.recipe, seconds=guess)
 
-# %% ../nbs/62_exam_dynamics.ipynb #6daf6180
+# %% ../nbs/62_exam_dynamics.ipynb #08116980
 def timed_answer(plan:ExamPlan, what:Mapping)->tuple:
     "A cell's value and its seconds."
     begin = time.perf_counter()
@@ -242,7 +242,7 @@ def solve(
     if missing: print(f"{name}: {cells.announce(wanted)} on one core",flush=True)
     if missing and workers:
         with ProcessPoolExecutor(workers,multiprocessing.get_context("spawn")) as pool, tqdm(total=len(missing),desc=name,unit="cell") as bar:
-            todo = {pool.submit(timed_answer,plan,dict(c.config)):c for c in missing}
+            todo = {pool.submit(timed_answer,plan,dict(c.config)):c for c in sorted(missing,key=lambda c: -c.seconds)}     # no long one at the end
             for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
     return [cells.get(c) for c in wanted]
 
@@ -276,7 +276,7 @@ def choose(
         good = sorted((g for g in grid if g[1]==longest),key=lambda g: g[3])
         points = [(lr,3*longest) for lr in list(dict.fromkeys(g[0] for g in good))[:2]]
 
-# %% ../nbs/62_exam_dynamics.ipynb #5e920690
+# %% ../nbs/62_exam_dynamics.ipynb #3a73d7b0
 def ask_references(plan:ExamPlan, ask:Callable)->dict:
     "The five references on what each row may use; zero-shot there is no data for the MLP ensemble."
     asked = [(task,n,s) for task in plan.validation+plan.held_out for n in (0,)+plan.data for s in (plan.seeds if n else plan.seeds[:1])]
@@ -296,11 +296,9 @@ def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen."
-    out = {}
-    for c in choices:
-        asked = [(task,s) for task in plan.held_out for s in plan.seeds]
-        values = ask([cell(plan,c.kind,task,c.n,s,lr=c.settings.lr,steps=c.settings.steps) for task,s in asked],f"{c.kind}, n = {c.n}")
-        for (task,_),value in zip(asked,values): out.setdefault(("pretrained" if c.kind=="fine_tuned" else c.kind,task,c.n),[]).append(value[str(c.settings.share)])
+    asked,out = [(c,task,s) for c in choices for task in plan.held_out for s in plan.seeds],{}
+    values = ask([cell(plan,c.kind,task,c.n,s,lr=c.settings.lr,steps=c.settings.steps) for c,task,s in asked],"few-shot")
+    for (c,task,_),value in zip(asked,values): out.setdefault(("pretrained" if c.kind=="fine_tuned" else c.kind,task,c.n),[]).append(value[str(c.settings.share)])
     return out
 
 # %% ../nbs/62_exam_dynamics.ipynb #51e1b8d0

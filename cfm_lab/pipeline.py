@@ -7,7 +7,7 @@ __all__ = ['parameters', 'schema', 'check_parameters', 'parse_parameters', 'fing
            'watch_parent', 'guard', 'clock', 'Echo', 'find_error', 'tidy', 'RunFailed', 'execute', 'Run', 'alone',
            'read_status', 'run_study', 'table', 'text_table', 'write_report', 'read_report']
 
-# %% ../nbs/72_pipeline.ipynb #ca03c3f0
+# %% ../nbs/72_pipeline.ipynb #6c5bf600
 import ast, hashlib, html, json, math, os, re, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .base import BadInput, Report, check_slug
 from .artifacts import atomic_write, data_root, inside, new_run, read_json, write_json
+from .figures import REFERENCES, best_reference, style
 
 # %% ../nbs/72_pipeline.ipynb #64804490
 def _cells(path):
@@ -363,7 +364,7 @@ def run_study(
         except KeyboardInterrupt: say(state="interrupted"); raise
         return Run(folder, say(state="done"), False)
 
-# %% ../nbs/72_pipeline.ipynb #df86d440
+# %% ../nbs/72_pipeline.ipynb #6b4a4c60
 def _number(r):
     "A value with its interval, three digits each."
     f = lambda x: f"{x:.3g}"
@@ -372,10 +373,15 @@ def _number(r):
 def table(
     report:Report,
 )->tuple:            # (header, rows), all text
-    "A report as a table: methods side by side."
+    "A report as a table: methods side by side; of the trivial references the best one, with its name."
     where = ["robot"]+[k for k in ("metric","task","data_n","horizon") if len(report.values(k))>1]
-    methods,lines = report.values("method"),{}
-    for r in report: lines.setdefault(tuple(str(getattr(r,k)) for k in where), {}).setdefault(r.method, []).append(_number(r))
+    methods = list(dict.fromkeys("best reference" if m in REFERENCES else m for m in report.values("method")))
+    lines = {}
+    for r in report:
+        line = lines.setdefault(tuple(str(getattr(r,k)) for k in where), {})
+        if r.method not in REFERENCES: line.setdefault(r.method, []).append(_number(r)); continue
+        name,value = best_reference(report, r.robot, r.horizon, r.data_n, r.metric)
+        line["best reference"] = [f"{value:.3g}, {style(name)[0]}"]
     return where+methods, [list(k)+["; ".join(v.get(m,[])) for m in methods] for k,v in lines.items()]
 
 def text_table(

@@ -8,8 +8,9 @@ __all__ = ['TASKS', 'Task', 'get_task', 'physical_fields', 'row_names', 'model_d
            'hopper_reward', 'from_metaworld', 'random_start', 'from_gymnasium_robotics', 'from_cfm_lab', 'load',
            'skeleton', 'same_robot', 'robot_lists']
 
-# %% ../nbs/13_tasks.ipynb #228c32d0
-import copy, difflib, re, warnings
+# %% ../nbs/13_tasks.ipynb #2adae470
+import copy, difflib, io, re, warnings
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Callable
@@ -316,12 +317,12 @@ def random_start(
     data.qvel[:] = .1*rng.normal(size=model.nv)
     return data
 
-# %% ../nbs/13_tasks.ipynb #ce505b80
+# %% ../nbs/13_tasks.ipynb #a22ba2f0
 def from_gymnasium_robotics(
     task:Task,
 )->Origin:
     "The Shadow hand of gymnasium-robotics."
-    import gymnasium, gymnasium_robotics
+    with redirect_stderr(io.StringIO()): import gymnasium, gymnasium_robotics     # a notice on robots that are not used here
     gymnasium.register_envs(gymnasium_robotics)
     env = gymnasium.make(task.source).unwrapped
     home = env.initial_qpos.copy()
