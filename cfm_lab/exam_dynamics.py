@@ -25,7 +25,7 @@ from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
 from .cells import Cell, Cells, hardware, headline, results_root, source_hash, write_result
 
-# %% ../nbs/62_exam_dynamics.ipynb #3f00e010
+# %% ../nbs/62_exam_dynamics.ipynb #c2ed3920
 HORIZONS = (1,10,25)
 PAST = 51                  # rows of history: 50 steps, and the present
 
@@ -44,6 +44,7 @@ class ExamPlan:
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
     longest:int = 8100
+    affordable:int = 2700                        # steps; the longest that is asked of the held-out robots, where one run of 8100 takes half an hour
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
     tune_size:int = 8                            # windows in a batch of fine-tuning and scratch
     weights_seed:int|None = None                 # None: each seed has its own pre-training; else all share this one's
@@ -246,7 +247,7 @@ def solve(
             for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
     return [cells.get(c) for c in wanted]
 
-# %% ../nbs/62_exam_dynamics.ipynb #3df043c0
+# %% ../nbs/62_exam_dynamics.ipynb #775ae420
 @dataclass(frozen=True)
 class Choice:
     "The settings of one method for n episodes, and the grid that they were chosen from."
@@ -254,6 +255,11 @@ class Choice:
     n:int
     settings:Settings
     grid:tuple = ()         # (lr, steps, share, geometric mean of MAE over validation robots and horizons)
+    @property
+    def missed(self)->float:
+        "Share of the validation error that a longer run than is affordable would save; 0: the curve is flat."
+        chosen = [g[3] for g in self.grid if g[:3]==(self.settings.lr,self.settings.steps,self.settings.share)]
+        return 1-min(g[3] for g in self.grid)/chosen[0] if chosen else 0.
 
 def _log_mae(score): return float(np.mean([np.log(v) for v in score["mae"].values()]))
 
@@ -272,7 +278,9 @@ def choose(
             grid += [(lr,steps,float(s),float(np.exp(np.mean([_log_mae(v[s]) for v in of])))) for s in of[0]]
         best,longest = min(grid,key=lambda g: g[3]),max(steps for _,steps in points)
         before = min((g[3] for g in grid if g[1]<longest),default=np.inf)
-        if best[3]>.99*before or 3*longest>plan.longest: return Choice(kind,n,Settings(*best[:3]),tuple(grid))
+        if best[3]>.99*before or 3*longest>plan.longest:
+            affordable = min((g for g in grid if g[1]<=plan.affordable),key=lambda g: g[3])
+            return Choice(kind,n,Settings(*affordable[:3]),tuple(grid))
         good = sorted((g for g in grid if g[1]==longest),key=lambda g: g[3])
         points = [(lr,3*longest) for lr in list(dict.fromkeys(g[0] for g in good))[:2]]
 
@@ -362,7 +370,7 @@ def headlines(
             put(f"few_shot_vs_scratch_{n}",np.exp(np.mean([np.log(mae("pretrained",t,n,h)/mae("scratch",t,n,h)) for t in plan.held_out for h in HORIZONS],0)),"MAE ratio")
     return out
 
-# %% ../nbs/62_exam_dynamics.ipynb #0084d520
+# %% ../nbs/62_exam_dynamics.ipynb #ad006660
 PARTS = ("references","pretrain","zero_shot","tuning","few_shot")
 
 def exam(
@@ -384,7 +392,7 @@ def exam(
     if "zero_shot" in parts: scores |= ask_zero_shot(plan,ask)
     if parts&{"tuning","few_shot"}: choices = [choose(plan,ask,k,n) for n in plan.data for k in ("fine_tuned","scratch")]
     if "few_shot" in parts: scores |= ask_few_shot(plan,ask,choices)
-    more = dict(choices=[dict(kind=c.kind,n=c.n,**asdict(c.settings)) for c in choices], excluded={t:dict(target(t).excluded) for t in plan.held_out},
+    more = dict(choices=[dict(kind=c.kind,n=c.n,**asdict(c.settings),missed=round(c.missed,4)) for c in choices], excluded={t:dict(target(t).excluded) for t in plan.held_out},
         pretraining=costs, plan={k:v if isinstance(v,(int,float,str,tuple)) else repr(v) for k,v in vars(plan).items()})
     return write_result("dynamics",all_rows(plan,scores,choices),headlines(plan,scores),quick=quick or bool(only),
         seconds=sum({c.key:cells.kept[c.key]["seconds"] for c in used}.values()),more=more)
