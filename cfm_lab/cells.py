@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'hardware', 'Cells', 'headline',
-           'commit', 'result_path', 'write_result']
+           'commit', 'result_path', 'write_result', 'read_result']
 
 # %% ../nbs/60_cells.ipynb #bd637130
 import ast, importlib.util, io, json, os, platform, subprocess, time, tokenize
@@ -214,7 +214,7 @@ def commit()->str:
     except (OSError,subprocess.TimeoutExpired): return ""
     return head.stdout.strip()+("-dirty" if changed.stdout.strip() else "") if head.returncode==0 else ""
 
-# %% ../nbs/60_cells.ipynb #67e358c0
+# %% ../nbs/60_cells.ipynb #4c43ceb0
 def result_path(
     exam:str,
     quick:bool=False,
@@ -237,3 +237,12 @@ def write_result(
     "Write the result file, whole or not at all."
     result = dict(exam=exam, version=cfm_lab.__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **(more or {}))
     return read_json(write_json(result_path(exam,quick,root), plain(result)))
+
+def read_result(
+    exam:str,
+    root:Path|None=None,       # as in `result_path`
+)->dict:
+    "What the last full exam has found."
+    path = result_path(exam,False,root)
+    if not path.exists(): raise BadInput("this exam has not been taken", str(path), mend=f"Run `cfm exam {exam}`.")
+    return read_json(path)

@@ -9,7 +9,7 @@ __all__ = ['HORIZONS', 'PAST', 'STARTS', 'LEARNING', 'SCORING', 'LEARNED', 'PART
            'ask_zero_shot', 'ask_few_shot', 'reference_at', 'rows_of', 'all_rows', 'headlines', 'exam',
            'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #ac0b9f80
+# %% ../nbs/62_exam_dynamics.ipynb #0b58e680
 import hashlib, json, multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace, asdict
@@ -23,7 +23,7 @@ from .collect import Recipe, collect, slice_recipe, first_run_recipe, target_rec
 from .loader import Corpus, batch, pick
 from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
-from .cells import Cell, Cells, hardware, headline, results_root, source_hash, write_result
+from .cells import Cell, Cells, hardware, headline, read_result, source_hash, write_result
 
 # %% ../nbs/62_exam_dynamics.ipynb #c2ed3920
 HORIZONS = (1,10,25)
@@ -397,14 +397,12 @@ def exam(
     return write_result("dynamics",all_rows(plan,scores,choices),headlines(plan,scores),quick=quick or bool(only),
         seconds=sum({c.key:cells.kept[c.key]["seconds"] for c in used}.values()),more=more)
 
-# %% ../nbs/62_exam_dynamics.ipynb #ab62e3e0
+# %% ../nbs/62_exam_dynamics.ipynb #79315a40
 def committed_choices(
     data:Sequence[int],       # numbers of episodes
 )->list:                      # of `Choice`, without their grids
     "The settings of fine-tuning and scratch that the last full exam chose."
-    file = results_root()/"dynamics.json"
-    if not file.exists(): raise BadInput("no exam has been taken", str(file), "it holds the settings", "Run `cfm exam dynamics`.")
-    have = {(c["kind"],c["n"]):Settings(c["lr"],c["steps"],c["share"]) for c in json.loads(file.read_text())["choices"]}
+    have = {(c["kind"],c["n"]):Settings(c["lr"],c["steps"],c["share"]) for c in read_result("dynamics")["choices"]}
     for n in data:
-        if ("scratch",n) not in have: raise BadInput(f"no settings for {n} episodes",str(file),f"the exam chose them for {sorted({n for _,n in have})}","Take one of these.")
+        if ("scratch",n) not in have: raise BadInput(f"no settings for {n} episodes","data/results/dynamics.json",f"the exam chose them for {sorted({n for _,n in have})}","Take one of these.")
     return [Choice(k,n,have[k,n]) for n in data for k in ("fine_tuned","scratch")]
