@@ -284,7 +284,7 @@ def choose(
         good = sorted((g for g in grid if g[1]==longest),key=lambda g: g[3])
         points = [(lr,3*longest) for lr in list(dict.fromkeys(g[0] for g in good))[:2]]
 
-# %% ../nbs/62_exam_dynamics.ipynb #3a73d7b0
+# %% ../nbs/62_exam_dynamics.ipynb #6f389b70
 def ask_references(plan:ExamPlan, ask:Callable)->dict:
     "The five references on what each row may use; zero-shot there is no data for the MLP ensemble."
     asked = [(task,n,s) for task in plan.validation+plan.held_out for n in (0,)+plan.data for s in (plan.seeds if n else plan.seeds[:1])]
@@ -295,16 +295,19 @@ def ask_references(plan:ExamPlan, ask:Callable)->dict:
 
 def ask_zero_shot(plan:ExamPlan, ask:Callable)->dict:
     "The pre-trained models on robots that they have never seen, without a gradient step."
-    asked = [(task,s) for task in plan.validation+plan.held_out for s in plan.seeds]
+    seeds = plan.seeds if plan.weights_seed is None else plan.seeds[:1]
+    asked = [(task,s) for task in plan.validation+plan.held_out for s in seeds]
     out = {}
     for (task,_),value in zip(asked,ask([cell(plan,"zero_shot",task,0,s) for task,s in asked],"zero-shot")): out.setdefault(("pretrained",task,0),[]).append(value["pretrained"])
     return out
 
 def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
+    scratch_seeds:Sequence[int]|None=None,     # default: the plan's
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen."
-    asked,out = [(c,task,s) for c in choices for task in plan.held_out for s in plan.seeds],{}
+    seeds = dict(fine_tuned=plan.seeds, scratch=scratch_seeds or plan.seeds)
+    asked,out = [(c,task,s) for c in choices for task in plan.held_out for s in seeds[c.kind]],{}
     values = ask([cell(plan,c.kind,task,c.n,s,lr=c.settings.lr,steps=c.settings.steps) for c,task,s in asked],"few-shot")
     for (c,task,_),value in zip(asked,values): out.setdefault(("pretrained" if c.kind=="fine_tuned" else c.kind,task,c.n),[]).append(value[str(c.settings.share)])
     return out

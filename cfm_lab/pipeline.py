@@ -271,12 +271,12 @@ class RunFailed(RuntimeError):
         self.where,self.name,self.message,self.cell,self.copy = where,name,message,cell,copy
         super().__init__(f"{where}{f', cell {cell}' if cell is not None else ''}: {name}: {' '.join(message.split())[:400]}" + (f". See {copy}" if copy else ""))
 
-# %% ../nbs/72_pipeline.ipynb #3aa03690
+# %% ../nbs/72_pipeline.ipynb #aac1afb0
 def _environment():
     "The kernel sees this package, this data folder and this environment's kernels, whatever its working directory."
     path = os.pathsep.join([str(_package().parent), *filter(None,[os.environ.get("PYTHONPATH")])])
     return dict(os.environ, PYTHONPATH=path, CFM_DATA=str(data_root()), JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1",
-        TQDM_MININTERVAL="0.5", OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY","PASSIVE"))     # two threads that spin for each other are ten times slower on a busy machine
+        TQDM_MININTERVAL="0.5", GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT","10000"))     # threads that spin long for each other are ten times slower on a busy machine
 
 # %% ../nbs/72_pipeline.ipynb #26a146e0
 def execute(
