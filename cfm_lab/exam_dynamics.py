@@ -223,7 +223,7 @@ def cell(
     guess = dict(pretrain=480.,references=5.).get(kind, 4+.1*more.get("steps",0))
     return Cell(what, partial(answer,plan,what), SCORING if kind=="references" else SCORING+LEARNING, recipe=target_recipe(task) if task else plan.recipe, seconds=guess)
 
-# %% ../nbs/62_exam_dynamics.ipynb #08116980
+# %% ../nbs/62_exam_dynamics.ipynb #d34aa810
 def timed_answer(plan:ExamPlan, what:Mapping)->tuple:
     "A cell's value and its seconds."
     begin = time.perf_counter()
@@ -241,7 +241,7 @@ def solve(
     from cfm_lab.exam_dynamics import timed_answer       # spawned processes find it by this name
     missing = cells.missing(wanted)
     if missing: print(f"{name}: {cells.announce(wanted)} on one core",flush=True)
-    if missing and workers:
+    if len(missing)>1 and workers:                        # one alone is not worth a process
         with ProcessPoolExecutor(workers,multiprocessing.get_context("spawn")) as pool, tqdm(total=len(missing),desc=name,unit="cell") as bar:
             todo = {pool.submit(timed_answer,plan,dict(c.config)):c for c in sorted(missing,key=lambda c: -c.seconds)}     # no long one at the end
             for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
