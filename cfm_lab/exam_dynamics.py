@@ -9,9 +9,8 @@ __all__ = ['HORIZONS', 'PAST', 'STARTS', 'LEARNING', 'SCORING', 'LEARNED', 'PART
            'ask_zero_shot', 'ask_few_shot', 'reference_at', 'rows_of', 'all_rows', 'headlines', 'exam',
            'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #0b58e680
-import hashlib, json, multiprocessing, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+# %% ../nbs/62_exam_dynamics.ipynb #0144dc90
+import hashlib, json, time
 from dataclasses import dataclass, replace, asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 from .base import BadInput, Dynamics, Episode, Report, Row, Spec, Window, imagine, window
 from .artifacts import load_weights, new_run
-from .collect import Recipe, collect, slice_recipe, first_run_recipe, target_recipe
+from .collect import Recipe, collect, side_by_side, slice_recipe, first_run_recipe, target_recipe
 from .loader import Corpus, batch, pick
 from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
@@ -223,7 +222,7 @@ def cell(
     guess = dict(pretrain=480.,references=5.).get(kind, 4+.1*more.get("steps",0))
     return Cell(what, partial(answer,plan,what), SCORING if kind=="references" else SCORING+LEARNING, recipe=target_recipe(task) if task else plan.recipe, seconds=guess)
 
-# %% ../nbs/62_exam_dynamics.ipynb #d34aa810
+# %% ../nbs/62_exam_dynamics.ipynb #d07ee080
 def timed_answer(plan:ExamPlan, what:Mapping)->tuple:
     "A cell's value and its seconds."
     begin = time.perf_counter()
@@ -241,10 +240,11 @@ def solve(
     from cfm_lab.exam_dynamics import timed_answer       # spawned processes find it by this name
     missing = cells.missing(wanted)
     if missing: print(f"{name}: {cells.announce(wanted)} on one core",flush=True)
-    if len(missing)>1 and workers:                        # one alone is not worth a process
-        with ProcessPoolExecutor(workers,multiprocessing.get_context("spawn")) as pool, tqdm(total=len(missing),desc=name,unit="cell") as bar:
-            todo = {pool.submit(timed_answer,plan,dict(c.config)):c for c in sorted(missing,key=lambda c: -c.seconds)}     # no long one at the end
-            for f in as_completed(todo): cells.put(todo[f],*f.result()); bar.update(1)
+    if len(missing)>1 and workers:                                  # one alone is not worth a process
+        missing.sort(key=lambda c: -c.seconds)
+        jobs = [(plan,dict(c.config)) for c in missing]
+        with tqdm(total=len(jobs),desc=name,unit="cell") as bar:
+            for i,done in side_by_side(timed_answer,jobs,workers): cells.put(missing[i],*done); bar.update(1)
     return [cells.get(c) for c in wanted]
 
 # %% ../nbs/62_exam_dynamics.ipynb #775ae420

@@ -1,6 +1,7 @@
 "A killed exam loses at most the cell under way."
 import json, os, signal, subprocess, sys, time
 import numpy as np
+import psutil, pytest
 from cfm_lab.cells import Cell, Cells
 
 WRITER = """
@@ -32,3 +33,19 @@ def test_torn_and_foreign_lines(tmp_path):
     assert len(again)==3 and again.missing([make(n) for n in range(5)])[0].config["n"]==3
     again.get(make(3))
     assert Cells("torn",root=tmp_path).get(make(3))==3
+
+SLEEPERS = """
+import time
+from cfm_lab.collect import side_by_side
+for _ in side_by_side(time.sleep, [(60,)]*4, 2): pass
+"""
+
+@pytest.mark.parametrize("how", (signal.SIGINT,signal.SIGTERM,signal.SIGKILL), ids=lambda s: s.name)
+def test_workers_end_with_their_parent(how):
+    p = subprocess.Popen([sys.executable,"-c",SLEEPERS], stderr=subprocess.DEVNULL, env={**os.environ,"PYTHONPATH":os.pathsep.join(sys.path)}, preexec_fn=lambda: signal.signal(signal.SIGINT,signal.default_int_handler))
+    workers,until = [],time.time()+60
+    while len(workers)<2 and time.time()<until:
+        time.sleep(.2); workers = [c for c in psutil.Process(p.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+    assert len(workers)==2
+    time.sleep(3); p.send_signal(how); p.wait(30)
+    assert not psutil.wait_procs(workers,timeout=15)[1]

@@ -1,5 +1,5 @@
 "The house is what its notebooks say: exports, imports, prose, outputs."
-import ast, json, re, shutil, subprocess, sys
+import ast, json, re, shutil, statistics, subprocess, sys
 import pytest, yaml
 from conftest import NOTEBOOKS, ROOT
 
@@ -149,3 +149,26 @@ def test_quarto_knows_the_keys():
         for k in filter(None,where.split(".")): d = d[k]
         assert set(d)<=keys, where
     assert all(list(ROOT.glob(g)) or "studies" in g for g in site["project"]["render"])
+
+def shown(path):
+    "For every cell that exports a function or class: does one of the next two code cells use a name of it, without exporting?"
+    code = [source(c) for c in cells(path) if c["cell_type"]=="code"]
+    for i,s in enumerate(code):
+        made = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", s, re.M)
+        if s.startswith("#| export") and made: yield any(re.search(rf"\b({'|'.join(made)})\b", n) for n in code[i+1:i+3] if not n.startswith("#| export"))
+
+def figures():
+    "How the house reads."
+    n = numbers()
+    rooms = [p for p in NOTEBOOKS if p.name[:2].isdigit() and p.parent.name=="nbs"]
+    uses = {(p.stem,m.split(".")[1]) for p in MODULES for m,_ in imports(p) if m.startswith("cfm_lab.")}
+    lines = lambda s: len([l for l in s.splitlines() if l.strip() and not l.startswith("#|")])
+    code = [source(c) for p in rooms for c in cells(p) if c["cell_type"]=="code" and not source(c).startswith(("#| hide","#| default_exp"))]
+    seen = [b for p in rooms for b in shown(p)]
+    return dict(modules=len(MODULES), lines=sum(lines(p.read_text()) for p in MODULES), cells=sum(len(cells(p)) for p in rooms), imports=len([1 for a,b in uses if a!=b]), upward=len([1 for a,b in uses if n.get(b,0)>n[a]]),
+        exports=len(seen), shown_within_two=round(sum(seen)/len(seen),3), median_code_cell=statistics.median(lines(s) for s in code))
+
+def test_most_exports_are_shown_at_once():
+    assert figures()["shown_within_two"]>=.7
+
+if __name__=="__main__": print(json.dumps(figures(), indent=1))
