@@ -119,17 +119,19 @@ def setup(args):
     "`cfm setup`: the bootstrap, with the Python that the environment was made from"
     return call([getattr(sys,"_base_executable",None) or sys.executable,"-m","cfm_lab","setup"], cwd=house())
 
-# %% ../nbs/73_cli.ipynb #b01c8eb0
+# %% ../nbs/73_cli.ipynb #4235f830
 FAT = 100_000     # bytes of a cell's outputs
 
 def slim(
     path:Path,          # a notebook; rewritten if need be
 )->int:                 # cells whose outputs were cleared
-    "Clear the outputs that are too large to be kept."
+    "Clear outputs that are too large to be kept; of a traceback keep the message, not the paths."
     nb = json.loads(path.read_text(encoding="utf8"))
     fat = [c for c in nb["cells"] if len(json.dumps(c.get("outputs",[])))>FAT]
     for c in fat: c["outputs"] = []
-    if fat: atomic_write(path, json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+"\n")
+    long = [o for c in nb["cells"] for o in c.get("outputs",[]) if len(o.get("traceback",[]))>1]
+    for o in long: o["traceback"] = o["traceback"][-1:]
+    if fat or long: atomic_write(path, json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+"\n")
     return len(fat)
 
 # %% ../nbs/73_cli.ipynb #e7275610

@@ -115,6 +115,7 @@ def test_a_notebook_reads_well(path):
     assert not [i for i,c in enumerate(all_cells) if c["cell_type"]=="code" and source(c).count("\n")>=60], "code cells over 60 lines"
     assert not [i for i,c in enumerate(all_cells) if len(json.dumps(c.get("outputs",[])))>100_000], "outputs over 100 kB"
     assert not [i for i,c in enumerate(code) if re.search(r"^#\| *eval: *false", source(c), re.M)], "papermill runs such cells anyway"
+    assert not [i for i,c in enumerate(all_cells) for o in c.get("outputs",[]) if len(o.get("traceback",[]))>1], "call python3 -m cfm_lab clean"
     assert not [i for i,c in enumerate(all_cells) if set(c["metadata"])-{"tags"}]
     assert not [i for i,c in enumerate(code) if re.search(r"^\s*from \S+ import \*", source(c), re.M)]
 
