@@ -6,7 +6,7 @@
 __all__ = ['SPEED_LIMIT', 'PIECE', 'honest', 'control_order', 'commands', 'Stepper', 'Take', 'record', 'rollout_many', 'rollout',
            'replay', 'SimState', 'SimDynamics', 'last_command']
 
-# %% ../nbs/14_rollout.ipynb #30f84440
+# %% ../nbs/14_rollout.ipynb #e078bb30
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from mujoco import mjtDisableBit, mjtState
 from mujoco.rollout import Rollout
 from fastcore.basics import patch
 from .base import BadInput, Episode, Policy, Prediction, Spec, Window
-from .families import quiet
+from .building import quiet
 
 # %% ../nbs/14_rollout.ipynb #2bfb04f0
 _FULL = mjtState.mjSTATE_FULLPHYSICS

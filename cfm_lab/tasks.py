@@ -54,9 +54,8 @@ gym-ant                       gymnasium            Ant-v5                     an
 """
 TASKS = {t.id:t for t in (Task(*row.split()) for row in _ROWS.strip().splitlines())}
 
-# %% ../nbs/13_tasks.ipynb #8c023e40
+# %% ../nbs/13_tasks.ipynb #6bd3dfd0
 _FAMILY = re.compile(r"([a-z]+)-family-(0|[1-9]\d{0,9})")
-_DOMAINS = dict(walker="locomotion", arm="manipulation")
 
 def get_task(
     id:str,         # a registered task, or "walker-family-17"
@@ -66,7 +65,7 @@ def get_task(
     if m:=_FAMILY.fullmatch(str(id)):
         from cfm_lab.families import FAMILIES
         name,seed = m[1],int(m[2])
-        if name in FAMILIES: return Task(id, "cfm_lab", f"families/{name}/{seed}", id, _DOMAINS.get(name,"classic"), "validation" if seed>=1_000_000 else "train")
+        if name in FAMILIES: return Task(id, "cfm_lab", f"families/{name}/{seed}", id, FAMILIES[name].domain, "validation" if seed>=1_000_000 else "train")
         raise BadInput(f"no family {name!r}", "task", f"there are {', '.join(FAMILIES)}", f"Try {next(iter(FAMILIES))}-family-{seed}.")
     near = difflib.get_close_matches(str(id), TASKS, 3, .4)
     raise BadInput(f"no task {str(id)!r}", "task", mend=f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(TASKS)}.")
@@ -328,7 +327,7 @@ def from_gymnasium_robotics(
     home = env.initial_qpos.copy()
     return Origin(env.model, env.n_substeps, scaled_map(env.model), lambda seed: random_start(env.model, home, np.random.default_rng(seed)), home)
 
-# %% ../nbs/13_tasks.ipynb #2ef29a90
+# %% ../nbs/13_tasks.ipynb #6c9d71a0
 def from_cfm_lab(
     task:Task,
 )->Origin:
@@ -338,9 +337,10 @@ def from_cfm_lab(
         return Origin(model, 4, scaled_map(model), lambda seed: hexarotor_start(model, seed))
     from cfm_lab.families import FAMILIES
     _,name,seed = task.source.split("/")
-    model,action,n_substeps = FAMILIES[name](int(seed))
-    home,spread = model.key_qpos[0].copy() if model.nkey else model.qpos0.copy(),.8 if name=="arm" else .3
-    return Origin(model, n_substeps, action, lambda s: random_start(model, home, np.random.default_rng(s), spread), home)
+    family = FAMILIES[name]
+    model,action,n_substeps = family.make(int(seed))
+    home = model.key_qpos[0].copy() if model.nkey else model.qpos0.copy()
+    return Origin(model, n_substeps, action, lambda s: random_start(model, home, np.random.default_rng(s), family.spread), home)
 
 # %% ../nbs/13_tasks.ipynb #56ceee30
 @lru_cache(maxsize=256)
