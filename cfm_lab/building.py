@@ -60,7 +60,7 @@ def load(
     mass = model.body_subtreemass[0 if floating else model.jnt_bodyid[joint]]
     return float(mass*GRAVITY*(1. if model.jnt_type[joint]==mjtJoint.mjJNT_SLIDE else reach(model, data, joint)))
 
-# %% ../nbs/10a_building.ipynb #f8aeebd0
+# %% ../nbs/10a_building.ipynb #0a8ecc80
 def proportions(
     model:mujoco.MjModel,
     floating:bool=False,   # does the base float?
@@ -72,7 +72,7 @@ def proportions(
     top = np.abs(np.where(model.actuator_ctrllimited[:,None], model.actuator_ctrlrange, [-1,1])).max(1)*np.abs(model.actuator_gainprm[:,0])
     top = np.where(model.actuator_forcelimited, np.minimum(top, np.abs(model.actuator_forcerange).max(1)), top)
     force = (np.abs(moment)*top[:,None]).max(0, initial=0.)
-    out = dict(strength=[], acceleration=[], speed=[], armature=[], stiffness=[], friction=[])
+    out = dict(strength=[], acceleration=[], speed=[], armature=[], stiffness=[], suspension=[], friction=[])
     for j in np.flatnonzero(np.isin(model.jnt_type, (mjtJoint.mjJNT_HINGE, mjtJoint.mjJNT_SLIDE))):
         v,w = model.jnt_dofadr[j],load(model, data, j, floating)
         if w<=0: continue
@@ -80,7 +80,7 @@ def proportions(
         if force[v]: out["strength"].append(force[v]/w); out["acceleration"].append(force[v]/model.dof_M0[v])
         if force[v] and model.dof_damping[v] and model.jnt_type[j]==mjtJoint.mjJNT_HINGE: out["speed"].append(force[v]/model.dof_damping[v])
         if model.dof_armature[v] and model.body_subtreemass[model.jnt_bodyid[j]]>1e-6: out["armature"].append(model.dof_armature[v]/bare)
-        if model.jnt_stiffness[j]: out["stiffness"].append(model.jnt_stiffness[j]/w)
+        if model.jnt_stiffness[j]: out["stiffness" if model.jnt_type[j]==mjtJoint.mjJNT_HINGE else "suspension"].append(model.jnt_stiffness[j]/w)
         if model.dof_frictionloss[v]: out["friction"].append(model.dof_frictionloss[v]/w)
     return out
 

@@ -175,7 +175,7 @@ def export(args=None):
     atomic_write(root/"README.md", readme(root/"nbs"/"index.ipynb"))
     print("written: cfm_lab/, README.md")
 
-# %% ../nbs/73_cli.ipynb #2ae9c600
+# %% ../nbs/73_cli.ipynb #d3f2ea10
 def tasks(args):
     "`cfm tasks`"
     from cfm_lab.tasks import TASKS
@@ -185,22 +185,25 @@ def tasks(args):
 
 def collect(args):
     "`cfm collect`"
-    from cfm_lab.collect import Part, Recipe, collect
+    from cfm_lab.collect import RECIPES, Part, Recipe, collect, data_card
     parts = tuple(Part(t, args.episodes, args.steps, bodies=args.bodies if t.endswith("-family") else 0) for t in args.task)
-    store = collect(Recipe(args.name, parts, args.seed), workers=args.workers)
-    if args.json!="-": print(store)
-    put(dict(root=store.root, content_hash=store.content_hash(), card=store.card()), args.json)
+    recipe = RECIPES[args.task[0]](args.seed) if args.task[0] in RECIPES else Recipe(args.name, parts, args.seed)
+    store = collect(recipe, workers=args.workers)
+    if args.json!="-":
+        print(store)
+        for sentence in recipe.limits_kept(store): print(f"mixture: {sentence}")
+    put(dict(root=store.root, content_hash=store.content_hash(), card=data_card(store), limits_broken=recipe.limits_kept(store)), args.json)
 
 def exam(args):
     "`cfm exam`"
     try: room = importlib.import_module(f"cfm_lab.exam_{args.name}")
     except ModuleNotFoundError as e:
         if e.name!=f"cfm_lab.exam_{args.name}": raise
-        raise BadInput(f"no exam {args.name!r}", "exam", mend="There is: dynamics.") from None
+        raise BadInput(f"no exam {args.name!r}", "exam", mend="There are: coverage, dynamics.") from None
     result = room.exam(only=tuple(filter(None,args.only.split(","))), quick=args.quick)
     put(result, args.json)
 
-# %% ../nbs/73_cli.ipynb #9cc53ff0
+# %% ../nbs/73_cli.ipynb #c8e37f00
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -219,11 +222,11 @@ def parser():
     for f,text in {test:"every test; further words go to pytest", lab:"JupyterLab on the notebooks; further words go to it", setup:"make or mend the environment", export:"package and README.md from the notebooks", clean:"keep notebooks fit for git"}.items(): word(f, text)
     word(tasks, "list the tasks and who may train on them", json=True)
     p = word(collect, "record episodes of tasks or families", json=True)
-    p.add_argument("task", nargs="+", help="an id, or a family such as walker-family")
+    p.add_argument("task", nargs="+", help="an id, a family such as walker-family, or a recipe of the project such as cfm/pretrain-v0")
     p.add_argument("--name", default="local/collected-v0", help="of the data set")
     for name,n,text in (("episodes",16,"of each task or body"),("steps",200,"control steps of an episode"),("bodies",10,"of each family"),("seed",0,"of the data set"),("workers",1,"processes")): p.add_argument("--"+name, type=int, default=n, help=f"{text} ({n})")
     p = word(exam, "run an exam", json=True)
-    p.add_argument("name", help="dynamics")
+    p.add_argument("name", help="coverage | dynamics")
     p.add_argument("--only", default="", metavar="NAME,…", help="a part of it")
     p.add_argument("--quick", action="store_true", help="small, in 3 minutes, never committed")
     return top

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['element_names', 'geom_of', 'bodies_of', 'actuator_moment', 'welded_bodies', 'moments', 'random_pose', 'chain',
-           'acts_on', 'joints_of', 'force_law', 'commands_of', 'set_command', 'get_command', 'task_frame',
-           'control_map', 'dof_axes', 'embody']
+           'acts_on', 'joints_of', 'force_law', 'all_names', 'transmission', 'commands_of', 'set_command',
+           'get_command', 'tendons_of', 'equalities_of', 'sites_of', 'used_sites', 'solver_options', 'gaps',
+           'task_frame', 'control_map', 'dof_axes', 'embody', 'add_geom', 'add_joint', 'add_command', 'add_tendon',
+           'add_equality', 'rebuild']
 
-# %% ../nbs/10_embodiments.ipynb #d4b6bc40
+# %% ../nbs/10_embodiments.ipynb #dc949c20
 import numpy as np
 import mujoco
-from mujoco import mjtObj, mjtJoint, mjtGeom, mjtEq, mjtGain, mjtBias, mjtDyn
-from .base import ActionMap, BadInput, Body, Command, Geom, Joint, Spec, check_slug
+from mujoco import MjSpec, mjtObj, mjtJoint, mjtGeom, mjtEq, mjtGain, mjtBias, mjtDyn, mjtTrn, mjtWrap
+from .base import ActionMap, BadInput, Body, Command, Equality, Geom, Joint, Site, Spec, Tendon, check_slug
 
 # %% ../nbs/10_embodiments.ipynb #7d60ec40
 def element_names(
@@ -27,7 +29,7 @@ def element_names(
         out.append(name)
     return out
 
-# %% ../nbs/10_embodiments.ipynb #8214a8a0
+# %% ../nbs/10_embodiments.ipynb #c324bdd0
 _tup = lambda x: tuple(float(v) for v in np.ravel(x))
 
 def geom_of(
@@ -41,10 +43,12 @@ def geom_of(
         offset = np.zeros(3)
         mujoco.mju_rotVecQuat(offset, model.geom_aabb[g,:3], model.geom_quat[g])
         size,pos = model.geom_aabb[g,3:],pos+offset
+    fluid = _tup(model.geom_fluid[g]) if model.geom_fluid[g,0] else ()
     return Geom(name, kind, _tup(size), _tup(pos), _tup(model.geom_quat[g]), _tup(model.geom_friction[g]),
-                int(model.geom_contype[g]), int(model.geom_conaffinity[g]))
+                int(model.geom_contype[g]), int(model.geom_conaffinity[g]), int(model.geom_condim[g]), float(model.geom_margin[g]), float(model.geom_gap[g]),
+                _tup(model.geom_solref[g]), _tup(model.geom_solimp[g]), float(model.geom_solmix[g]), int(model.geom_priority[g]), fluid)
 
-# %% ../nbs/10_embodiments.ipynb #f8482120
+# %% ../nbs/10_embodiments.ipynb #93149790
 def bodies_of(
     model:mujoco.MjModel,
 )->tuple:                 # of `Body`, the world first
@@ -52,7 +56,8 @@ def bodies_of(
     names,geoms = element_names(model, mjtObj.mjOBJ_BODY, model.nbody),element_names(model, mjtObj.mjOBJ_GEOM, model.ngeom)
     on = [[geom_of(model, g, geoms[g]) for g in np.flatnonzero(model.geom_bodyid==b)] for b in range(model.nbody)]
     return tuple(Body(names[b], int(model.body_parentid[b]) if b else -1, _tup(model.body_pos[b]), _tup(model.body_quat[b]),
-        float(model.body_mass[b]), _tup(model.body_ipos[b]), _tup(model.body_iquat[b]), _tup(model.body_inertia[b]), tuple(on[b]))
+        float(model.body_mass[b]), _tup(model.body_ipos[b]), _tup(model.body_iquat[b]), _tup(model.body_inertia[b]), tuple(on[b]),
+        float(model.body_gravcomp[b]), bool(model.body_mocapid[b]>=0))
         for b in range(model.nbody))
 
 # %% ../nbs/10_embodiments.ipynb #436ba080
@@ -135,11 +140,11 @@ def acts_on(
         largest = np.maximum(largest, abs(actuator_moment(model, data)))
     moved = largest > 1e-9*largest.max(-1, keepdims=True, initial=0)
     joint = model.dof_jntid
-    rows = [np.array([[moved[u, joint==joint[v]].any() for v in range(model.nv)] for u in range(model.nu)]).reshape(model.nu, model.nv)]
+    rows = [np.array([[moved[u, joint==joint[v]].any() for v in range(model.nv)] for u in range(model.nu)], bool).reshape(model.nu, model.nv)]
     for bodies in welded_bodies(model): rows.append(np.tile(np.any([chain(model,b) for b in bodies] or [np.zeros(model.nv,bool)], 0), (7,1)))
     return np.concatenate(rows)
 
-# %% ../nbs/10_embodiments.ipynb #c1801990
+# %% ../nbs/10_embodiments.ipynb #aef80d60
 def joints_of(
     model:mujoco.MjModel,
     acts_UJ,              # from `acts_on`
@@ -152,7 +157,9 @@ def joints_of(
         kind,v,q = mjtJoint(model.jnt_type[j]).name[6:].lower(),model.jnt_dofadr[j],model.jnt_qposadr[j]
         return Joint(names[j], kind, int(model.jnt_bodyid[j]), "robot" if root[j] in robot else "object", _tup(model.jnt_axis[j]), _tup(model.jnt_pos[j]),
             _tup(model.jnt_range[j]) if model.jnt_limited[j] else None, float(model.jnt_stiffness[j]), float(model.qpos_spring[q]) if kind in ("hinge","slide") else 0.,
-            float(model.dof_damping[v]), float(model.dof_armature[v]), float(model.dof_frictionloss[v]))
+            float(model.dof_damping[v]), float(model.dof_armature[v]), float(model.dof_frictionloss[v]),
+            float(model.qpos0[q]) if kind in ("hinge","slide") else 0., _tup(model.jnt_actfrcrange[j]) if model.jnt_actfrclimited[j] else None, float(model.jnt_margin[j]),
+            _tup(model.jnt_solref[j]), _tup(model.jnt_solimp[j]), _tup(model.dof_solref[v]), _tup(model.dof_solimp[v]))
     return tuple(one(j) for j in range(model.njnt))
 
 # %% ../nbs/10_embodiments.ipynb #a82a8a40
@@ -177,7 +184,29 @@ def force_law(
     if gain and bias[:2]==(0.,-gain): return "position",gain,bias
     return ("velocity" if gain and bias==(0.,0.,-gain) else "general"),gain,bias
 
-# %% ../nbs/10_embodiments.ipynb #d0241400
+# %% ../nbs/10_embodiments.ipynb #6f261220
+_LAG = {mjtDyn.mjDYN_FILTER:"filter", mjtDyn.mjDYN_FILTEREXACT:"filterexact", mjtDyn.mjDYN_INTEGRATOR:"integrator", mjtDyn.mjDYN_MUSCLE:"muscle"}
+_VIA = {mjtTrn.mjTRN_JOINT:("joint",mjtObj.mjOBJ_JOINT), mjtTrn.mjTRN_JOINTINPARENT:("jointinparent",mjtObj.mjOBJ_JOINT), mjtTrn.mjTRN_TENDON:("tendon",mjtObj.mjOBJ_TENDON),
+        mjtTrn.mjTRN_SITE:("site",mjtObj.mjOBJ_SITE), mjtTrn.mjTRN_BODY:("body",mjtObj.mjOBJ_BODY), mjtTrn.mjTRN_SLIDERCRANK:("slidercrank",mjtObj.mjOBJ_SITE)}
+
+def all_names(
+    model:mujoco.MjModel,
+    kind:mjtObj,
+)->list:
+    "Names of all elements of one kind, as `element_names` gives them."
+    counts = {mjtObj.mjOBJ_BODY:model.nbody, mjtObj.mjOBJ_JOINT:model.njnt, mjtObj.mjOBJ_GEOM:model.ngeom, mjtObj.mjOBJ_SITE:model.nsite, mjtObj.mjOBJ_TENDON:model.ntendon, mjtObj.mjOBJ_EQUALITY:model.neq}
+    return element_names(model, kind, counts[kind])
+
+def transmission(
+    model:mujoco.MjModel,
+    u:int,                # index of the actuator
+)->tuple:                 # kind, name, reference site or ""
+    "What an actuator pulls at."
+    kind,of = _VIA[mjtTrn(model.actuator_trntype[u])]
+    first,second = model.actuator_trnid[u]
+    return kind, all_names(model,of)[first], all_names(model,mjtObj.mjOBJ_SITE)[second] if second>=0 and of==mjtObj.mjOBJ_SITE else ""
+
+# %% ../nbs/10_embodiments.ipynb #67a3e250
 def commands_of(
     model:mujoco.MjModel,
     data:mujoco.MjData,   # at home
@@ -191,7 +220,9 @@ def commands_of(
         kind,gain,bias = force_law(model, u, length)
         tau = float(model.actuator_dynprm[u,0]) if model.actuator_dyntype[u] in _LAGS else 0.
         force = _tup(model.actuator_forcerange[u]) if model.actuator_forcelimited[u] else None
-        out.append(Command(name, kind, low, high, gain, bias, length, tau, force))
+        lag = _LAG.get(mjtDyn(model.actuator_dyntype[u]),"")
+        active = _tup(model.actuator_actrange[u]) if model.actuator_actlimited[u] else None
+        out.append(Command(name, kind, low, high, gain, bias, length, tau, force, transmission(model,u), _tup(model.actuator_gear[u]), lag, bool(model.actuator_actearly[u]), active))
     bodies = element_names(model, mjtObj.mjOBJ_BODY, model.nbody)
     for b in sorted(np.flatnonzero(model.body_mocapid>=0), key=lambda b: model.body_mocapid[b]):
         for kind,parts in (("mocap_pos",("x","y","z")), ("mocap_quat",("qw","qx","qy","qz"))):
@@ -218,6 +249,84 @@ def get_command(
     "The command that stands in `data`, its orientations normalised."
     quat = data.mocap_quat / np.linalg.norm(data.mocap_quat, axis=-1, keepdims=True)
     return np.concatenate([data.ctrl, np.hstack([data.mocap_pos, quat]).ravel()])
+
+# %% ../nbs/10_embodiments.ipynb #3d128fd0
+def tendons_of(
+    model:mujoco.MjModel,
+)->tuple:                 # of `Tendon`
+    "Every tendon and its path."
+    names = {k:all_names(model,k) for k in (mjtObj.mjOBJ_TENDON,mjtObj.mjOBJ_JOINT,mjtObj.mjOBJ_SITE,mjtObj.mjOBJ_GEOM)}
+    def stop(w):
+        kind,i,x = mjtWrap(model.wrap_type[w]),model.wrap_objid[w],float(model.wrap_prm[w])
+        if kind==mjtWrap.mjWRAP_JOINT: return "joint",names[mjtObj.mjOBJ_JOINT][i],x
+        if kind==mjtWrap.mjWRAP_SITE: return "site",names[mjtObj.mjOBJ_SITE][i],0.
+        if kind==mjtWrap.mjWRAP_PULLEY: return "pulley","",x
+        return "geom",names[mjtObj.mjOBJ_GEOM][i],names[mjtObj.mjOBJ_SITE][round(x)] if x>=0 else ""
+    def one(t):
+        a,n = model.tendon_adr[t],model.tendon_num[t]
+        return Tendon(names[mjtObj.mjOBJ_TENDON][t], tuple(stop(w) for w in range(a,a+n)), _tup(model.tendon_range[t]) if model.tendon_limited[t] else None,
+            float(model.tendon_stiffness[t]), _tup(model.tendon_lengthspring[t]), float(model.tendon_damping[t]), float(model.tendon_frictionloss[t]), float(model.tendon_armature[t]),
+            _tup(model.tendon_actfrcrange[t]) if model.tendon_actfrclimited[t] else None, float(model.tendon_margin[t]), _tup(model.tendon_solref_lim[t]), _tup(model.tendon_solimp_lim[t]))
+    return tuple(one(t) for t in range(model.ntendon))
+
+# %% ../nbs/10_embodiments.ipynb #92e0e180
+def equalities_of(
+    model:mujoco.MjModel,
+)->tuple:                 # of `Equality`
+    "Every equality constraint."
+    kinds = {mjtEq.mjEQ_JOINT:mjtObj.mjOBJ_JOINT, mjtEq.mjEQ_TENDON:mjtObj.mjOBJ_TENDON}
+    names = all_names(model, mjtObj.mjOBJ_EQUALITY)
+    def one(e):
+        kind = mjtEq(model.eq_type[e])
+        of = kinds.get(kind, mjtObj(model.eq_objtype[e]))
+        called = lambda i: all_names(model,of)[i] if i>=0 else ""
+        return Equality(names[e], kind.name[5:].lower(), of.name[6:].lower(), called(model.eq_obj1id[e]), called(model.eq_obj2id[e]), _tup(model.eq_data[e]), bool(model.eq_active0[e]), _tup(model.eq_solref[e]), _tup(model.eq_solimp[e]))
+    return tuple(one(e) for e in range(model.neq) if mjtEq(model.eq_type[e]) in (mjtEq.mjEQ_CONNECT,mjtEq.mjEQ_WELD,mjtEq.mjEQ_JOINT,mjtEq.mjEQ_TENDON))
+
+# %% ../nbs/10_embodiments.ipynb #397986c0
+def sites_of(
+    model:mujoco.MjModel,
+    used:set,             # names
+)->tuple:                 # of `Site`
+    "The named sites."
+    return tuple(Site(n, int(model.site_bodyid[i]), _tup(model.site_pos[i]), _tup(model.site_quat[i]), mjtGeom(model.site_type[i]).name[7:].lower(), _tup(model.site_size[i]))
+                 for i,n in enumerate(all_names(model, mjtObj.mjOBJ_SITE)) if n in used)
+
+def used_sites(
+    commands, tendons, equalities,
+)->set:
+    "Names of the sites at which something pulls."
+    pulled = {n for c in commands if c.via and c.via[0]=="site" for n in c.via[1:]}
+    passed = {n for t in tendons for kind,name,x in t.path for n in ((name,) if kind=="site" else (x,) if kind=="geom" else ())}
+    return (pulled | passed | {n for e in equalities if e.of=="site" for n in (e.first,e.second)}) - {""}
+
+# %% ../nbs/10_embodiments.ipynb #839283b0
+_TOLD = ("timestep","gravity","density","viscosity")      # have fields of their own
+
+def solver_options(
+    model:mujoco.MjModel,
+)->dict:                  # name → number or list
+    "Options of the simulator that differ from its defaults."
+    usual,out = mujoco.MjModel.from_xml_string("<mujoco/>").opt,{}
+    for name in dir(usual):
+        if name.startswith("_") or name in _TOLD or callable(getattr(usual,name)): continue
+        a,b = np.asarray(getattr(model.opt,name)),np.asarray(getattr(usual,name))
+        if not np.array_equal(a,b): out[name] = a.tolist()
+    return out
+
+# %% ../nbs/10_embodiments.ipynb #fe2c1dc0
+def gaps(
+    model:mujoco.MjModel,
+)->tuple:                 # of words
+    "Features of a scene that a `Spec` doesn't hold."
+    touch = (model.geom_contype>0) | (model.geom_conaffinity>0)
+    shape = lambda kind: (touch & (model.geom_type==kind)).any()
+    moved = lambda *names: any(getattr(model,n).any() for n in names if hasattr(model,n))
+    found = {"mesh that touches":shape(mjtGeom.mjGEOM_MESH), "height field":shape(mjtGeom.mjGEOM_HFIELD), "signed distance field":shape(mjtGeom.mjGEOM_SDF),
+        "muscle":(model.actuator_dyntype==mjtDyn.mjDYN_MUSCLE).any(), "gain that changes with length":(model.actuator_gaintype!=mjtGain.mjGAIN_FIXED).any(),
+        "adhesion":(model.actuator_trntype==mjtTrn.mjTRN_BODY).any(), "slider-crank":(model.actuator_trntype==mjtTrn.mjTRN_SLIDERCRANK).any(), "contact pairs":model.npair>0,
+        "flexible body":model.nflex>0, "plugin":model.nplugin>0, "damping or stiffness that is not linear":moved("dof_dampingpoly","jnt_stiffnesspoly"), "own dynamics":(model.actuator_dyntype==mjtDyn.mjDYN_USER).any()}
+    return tuple(k for k,v in found.items() if v)
 
 # %% ../nbs/10_embodiments.ipynb #1f56bc20
 def task_frame(
@@ -261,7 +370,7 @@ def dof_axes(
         else: axis[v] = data.xaxis[j]
     return axis,data.xanchor[model.dof_jntid]
 
-# %% ../nbs/10_embodiments.ipynb #9d1acc10
+# %% ../nbs/10_embodiments.ipynb #dd9ff540
 def embody(
     model:mujoco.MjModel,    # compiled
     id:str,                  # slug of the scene
@@ -290,6 +399,90 @@ def embody(
     bodies = bodies_of(model)
     if frame is not None and frame not in [b.name for b in bodies]: raise BadInput(f"no body {frame!r}", id, "the task-space frame must be a body", f"Choose one of {', '.join(b.name for b in bodies[:8])} …")
     gravity = np.zeros(3) if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY else model.opt.gravity
-    return Spec(id, robot, source, float(model.opt.timestep*n_substeps), bodies, joints_of(model, acts), commands_of(model, data, action), action,
+    commands,tendons,equalities,names = commands_of(model, data, action),tendons_of(model),equalities_of(model),[b.name for b in bodies]
+    excludes = tuple((names[x>>16],names[x&0xffff]) for x in map(int,model.exclude_signature))
+    return Spec(id, robot, source, float(model.opt.timestep*n_substeps), bodies, joints_of(model, acts), commands, action,
         np.concatenate([data.qpos, np.zeros(model.nv)]), moment, acts, inertia.diagonal().copy(), axis, anchor.copy(),
-        frame or bodies[task_frame(model, acts)].name, _tup(gravity), float(model.opt.density), float(model.opt.viscosity), float(model.opt.timestep))
+        frame or names[task_frame(model, acts)], _tup(gravity), float(model.opt.density), float(model.opt.viscosity), float(model.opt.timestep),
+        sites_of(model, used_sites(commands, tendons, equalities)), tendons, equalities, excludes, solver_options(model), gaps(model))
+
+# %% ../nbs/10_embodiments.ipynb #b9340a70
+_INT = dict(contype="contype", conaffinity="conaffinity", condim="condim", priority="priority", margin="margin", gap="gap", solmix="solmix", solref="solref", solimp="solimp", pos="pos", quat="quat", friction="friction")
+
+def add_geom(
+    body,                 # of an `MjSpec`
+    g:Geom,
+)->None:
+    "Put a shape on a body; a mesh as the box around it."
+    kind = "box" if g.type in ("mesh","sdf") else g.type
+    size = (1.,1.,1.) if kind=="plane" and not any(g.size) else g.size
+    made = body.add_geom(name=g.name, type=getattr(mjtGeom, f"mjGEOM_{kind.upper()}"), size=size, **{k:getattr(g,v) for k,v in _INT.items()})
+    if g.fluid: made.fluid_ellipsoid,made.fluid_coefs = g.fluid[0],g.fluid[1:6]
+
+# %% ../nbs/10_embodiments.ipynb #5e954290
+def add_joint(
+    body,                 # of an `MjSpec`
+    j:Joint,
+)->None:
+    "Put a joint on a body."
+    moved = dict(axis=j.axis, pos=j.pos) if j.kind!="free" else {}
+    body.add_joint(name=j.name, type=getattr(mjtJoint, f"mjJNT_{j.kind.upper()}"), limited=j.range is not None, range=j.range or (0,0), margin=j.margin, ref=j.ref, springref=j.springref,
+        stiffness=[j.stiffness,0,0], damping=[j.damping,0,0], armature=j.armature, frictionloss=j.frictionloss, solref_limit=j.solref, solimp_limit=j.solimp,
+        solref_friction=j.friction_solref, solimp_friction=j.friction_solimp, actfrclimited=j.force is not None, actfrcrange=j.force or (0,0), **moved)
+
+def add_command(
+    spec:MjSpec,
+    c:Command,
+)->None:
+    "Add the actuator of a control."
+    act = spec.add_actuator(name=c.name, trntype=getattr(mjtTrn, f"mjTRN_{c.via[0].upper()}"), target=c.via[1], gear=c.gear, ctrllimited=bool(np.isfinite(c.low)), ctrlrange=(c.low,c.high) if np.isfinite(c.low) else (0,0),
+        forcelimited=c.force is not None, forcerange=c.force or (0,0), actlimited=c.active is not None, actrange=c.active or (0,0), actearly=c.early)
+    if c.via[2]: act.refsite = c.via[2]
+    act.gainprm,act.biasprm = [c.gain]+[0.]*9,[*c.bias]+[0.]*7
+    act.biastype = mjtBias.mjBIAS_AFFINE if any(c.bias) else mjtBias.mjBIAS_NONE
+    if c.lag: act.dyntype,act.dynprm = getattr(mjtDyn, f"mjDYN_{c.lag.upper()}"),[c.tau or 1.]+[0.]*9
+
+# %% ../nbs/10_embodiments.ipynb #a1fff6a0
+def add_tendon(
+    spec:MjSpec,
+    t:Tendon,
+)->None:
+    "Add a tendon and its path."
+    made = spec.add_tendon(name=t.name, limited=t.range is not None, range=t.range or (0,0), stiffness=[t.stiffness,0,0], damping=[t.damping,0,0], springlength=t.springlength, frictionloss=t.frictionloss, armature=t.armature,
+        margin=t.margin, solref_limit=t.solref, solimp_limit=t.solimp, actfrclimited=t.force is not None, actfrcrange=t.force or (0,0))
+    for kind,name,x in t.path:
+        if kind=="joint": made.wrap_joint(name, x)
+        elif kind=="site": made.wrap_site(name)
+        elif kind=="pulley": made.wrap_pulley(x)
+        else: made.wrap_geom(name, x)
+
+def add_equality(
+    spec:MjSpec,
+    e:Equality,
+)->None:
+    "Add an equality constraint."
+    spec.add_equality(name=e.name, type=getattr(mjtEq, f"mjEQ_{e.kind.upper()}"), objtype=getattr(mjtObj, f"mjOBJ_{e.of.upper()}"), name1=e.first, name2=e.second, data=e.data, active=e.active, solref=e.solref, solimp=e.solimp)
+
+# %% ../nbs/10_embodiments.ipynb #33125f80
+def rebuild(
+    spec:Spec,
+)->mujoco.MjModel:
+    "The body that a card describes, without a look at the file that it came from."
+    out,bodies = MjSpec(),[]
+    out.compiler.degree,out.compiler.autolimits,out.compiler.fusestatic = False,False,False
+    for name,value in dict(timestep=spec.timestep, gravity=spec.gravity, density=spec.density, viscosity=spec.viscosity, **spec.solver).items(): setattr(out.option, name, value)
+    for i,b in enumerate(spec.bodies):
+        body = out.worldbody if i==0 else bodies[b.parent].add_body(name=b.name, pos=b.pos, quat=b.quat, mocap=b.mocap, gravcomp=b.gravcomp,
+            explicitinertial=True, mass=b.mass, ipos=b.com, iquat=b.inertia_quat, inertia=b.inertia)
+        for j in spec.joints:
+            if j.body==i: add_joint(body, j)
+        for g in b.geoms: add_geom(body, g)
+        for s in spec.sites:
+            if s.body==i: body.add_site(name=s.name, pos=s.pos, quat=s.quat, type=getattr(mjtGeom, f"mjGEOM_{s.type.upper()}"), size=s.size)
+        bodies.append(body)
+    for t in spec.tendons: add_tendon(out, t)
+    for e in spec.equalities: add_equality(out, e)
+    for a,b in spec.excludes: out.add_exclude(bodyname1=a, bodyname2=b)
+    for c in spec.commands:
+        if c.via: add_command(out, c)
+    return out.compile()

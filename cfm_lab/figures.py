@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'REFERENCES', 'style', 'page', 'best_reference', 'skill_over_horizon', 'learning_curves', 'training_curve',
-           'tuning_curves', 'rollout_figure']
+           'tuning_curves', 'rollout_figure', 'card_distances']
 
 # %% ../nbs/70_figures.ipynb #976662f0
 from typing import Mapping, Sequence
@@ -185,3 +185,19 @@ def rollout_figure(
             label,colour,dash = style(m); draw(np.asarray(p,float), len(true_TC)-len(p), name=label, line=dict(color=colour,dash=dash,width=2))
         fig.update_yaxes(title_text=f"{name}, {spec.channels[c].unit}", title_font_size=11, row=row, col=1)
     return page(fig, height=80+130*len(channels)).update_xaxes(title_text="time, s", row=len(channels), col=1)
+
+# %% ../nbs/70_figures.ipynb #6b2d0ef0
+_LISTS = {"train":"#999999", "validation":"#E69F00", "held-out":"#0072B2"}
+
+def card_distances(
+    report:Report,        # of the exam of coverage
+)->go.Figure:
+    "Distance of every robot to its nearest training body."
+    if not len(report): raise BadInput("an empty report", "card_distances", mend="Run `cfm exam coverage`.")
+    fig = go.Figure()
+    for name,colour in _LISTS.items():
+        rows = sorted(report.where(tier=name), key=lambda r: r.value)
+        if rows: fig.add_scatter(x=_short([r.value for r in rows]), y=[f"{r.robot}" for r in rows], mode="markers", name=name, marker=dict(color=colour,size=7),
+            customdata=[r.method for r in rows], hovertemplate="%{y}: %{x} to %{customdata}<extra></extra>")
+    fig.add_vline(x=1, line_dash="dot", line_color="#222222")
+    return page(fig, "distance to the nearest training body (1: 95 % of the training bodies are nearer)", "", "Card space", height=140+13*len(report), legend=dict(orientation="h",y=1.02,x=0,yanchor="bottom"), yaxis=dict(tickfont_size=9,automargin=True,dtick=1))

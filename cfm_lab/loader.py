@@ -71,7 +71,7 @@ def starts(self:Corpus,
     if T not in self._starts: self._starts[T] = [window_starts(f,T) for f in self.flats]
     return self._starts[T]
 
-# %% ../nbs/24_loader.ipynb #8b38fb50
+# %% ../nbs/24_loader.ipynb #aca76ac0
 def _same_card(a, b): return all(np.array_equal(x,static(b)[n]) for n,x in static(a).items())
 
 def variants(
@@ -82,7 +82,7 @@ def variants(
     for edits in flat.edits:
         if edits not in known:
             s = flat.spec.edited(edits) if edits else flat.spec
-            if s.bodies!=flat.spec.bodies and not _same_card(s,flat.spec): known[edits] = len(specs); specs.append(s)
+            if edits and not _same_card(s,flat.spec): known[edits] = len(specs); specs.append(s)
             else: known[edits] = 0
         index.append(known[edits])
     return tuple(specs),np.array(index)
