@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['element_names', 'geom_of', 'bodies_of', 'actuator_moment', 'welded_bodies', 'moments', 'random_pose', 'chain',
            'acts_on', 'joints_of', 'force_law', 'all_names', 'transmission', 'commands_of', 'set_command',
-           'get_command', 'tendons_of', 'equalities_of', 'sites_of', 'used_sites', 'solver_options', 'gaps',
+           'get_command', 'tendons_of', 'equalities_of', 'pairs_of', 'sites_of', 'used_sites', 'solver_options', 'gaps',
            'task_frame', 'control_map', 'dof_axes', 'embody', 'add_geom', 'add_joint', 'add_command', 'add_tendon',
            'add_equality', 'rebuild']
 
-# %% ../nbs/10_embodiments.ipynb #dc949c20
+# %% ../nbs/10_embodiments.ipynb #70cfe2b0
 import numpy as np
 import mujoco
 from mujoco import MjSpec, mjtObj, mjtJoint, mjtGeom, mjtEq, mjtGain, mjtBias, mjtDyn, mjtTrn, mjtWrap
-from .base import ActionMap, BadInput, Body, Command, Equality, Geom, Joint, Site, Spec, Tendon, check_slug
+from .base import ActionMap, BadInput, Body, Command, Equality, Geom, Joint, Pair, Site, Spec, Tendon, check_slug
 
 # %% ../nbs/10_embodiments.ipynb #7d60ec40
 def element_names(
@@ -115,7 +115,7 @@ def random_pose(
         q[at:at+4] = r/np.linalg.norm(r)
     return q
 
-# %% ../nbs/10_embodiments.ipynb #b68c4110
+# %% ../nbs/10_embodiments.ipynb #080e6a90
 def chain(
     model:mujoco.MjModel,
     body:int,
@@ -269,7 +269,7 @@ def tendons_of(
             _tup(model.tendon_actfrcrange[t]) if model.tendon_actfrclimited[t] else None, float(model.tendon_margin[t]), _tup(model.tendon_solref_lim[t]), _tup(model.tendon_solimp_lim[t]))
     return tuple(one(t) for t in range(model.ntendon))
 
-# %% ../nbs/10_embodiments.ipynb #92e0e180
+# %% ../nbs/10_embodiments.ipynb #ba0ebd90
 def equalities_of(
     model:mujoco.MjModel,
 )->tuple:                 # of `Equality`
@@ -282,6 +282,14 @@ def equalities_of(
         called = lambda i: all_names(model,of)[i] if i>=0 else ""
         return Equality(names[e], kind.name[5:].lower(), of.name[6:].lower(), called(model.eq_obj1id[e]), called(model.eq_obj2id[e]), _tup(model.eq_data[e]), bool(model.eq_active0[e]), _tup(model.eq_solref[e]), _tup(model.eq_solimp[e]))
     return tuple(one(e) for e in range(model.neq) if mjtEq(model.eq_type[e]) in (mjtEq.mjEQ_CONNECT,mjtEq.mjEQ_WELD,mjtEq.mjEQ_JOINT,mjtEq.mjEQ_TENDON))
+
+def pairs_of(
+    model:mujoco.MjModel,
+)->tuple:                 # of `Pair`
+    "Geoms that touch by rules of their own."
+    names = all_names(model, mjtObj.mjOBJ_GEOM)
+    return tuple(Pair(names[model.pair_geom1[p]], names[model.pair_geom2[p]], int(model.pair_dim[p]), _tup(model.pair_friction[p]), _tup(model.pair_solref[p]), _tup(model.pair_solreffriction[p]),
+                      _tup(model.pair_solimp[p]), float(model.pair_margin[p]), float(model.pair_gap[p])) for p in range(model.npair))
 
 # %% ../nbs/10_embodiments.ipynb #397986c0
 def sites_of(
@@ -314,7 +322,7 @@ def solver_options(
         if not np.array_equal(a,b): out[name] = a.tolist()
     return out
 
-# %% ../nbs/10_embodiments.ipynb #fe2c1dc0
+# %% ../nbs/10_embodiments.ipynb #ba755a50
 def gaps(
     model:mujoco.MjModel,
 )->tuple:                 # of words
@@ -324,7 +332,7 @@ def gaps(
     moved = lambda *names: any(getattr(model,n).any() for n in names if hasattr(model,n))
     found = {"mesh that touches":shape(mjtGeom.mjGEOM_MESH), "height field":shape(mjtGeom.mjGEOM_HFIELD), "signed distance field":shape(mjtGeom.mjGEOM_SDF),
         "muscle":(model.actuator_dyntype==mjtDyn.mjDYN_MUSCLE).any(), "gain that changes with length":(model.actuator_gaintype!=mjtGain.mjGAIN_FIXED).any(),
-        "adhesion":(model.actuator_trntype==mjtTrn.mjTRN_BODY).any(), "slider-crank":(model.actuator_trntype==mjtTrn.mjTRN_SLIDERCRANK).any(), "contact pairs":model.npair>0,
+        "adhesion":(model.actuator_trntype==mjtTrn.mjTRN_BODY).any(), "slider-crank":(model.actuator_trntype==mjtTrn.mjTRN_SLIDERCRANK).any(),
         "flexible body":model.nflex>0, "plugin":model.nplugin>0, "damping or stiffness that is not linear":moved("dof_dampingpoly","jnt_stiffnesspoly"), "own dynamics":(model.actuator_dyntype==mjtDyn.mjDYN_USER).any()}
     return tuple(k for k,v in found.items() if v)
 
@@ -370,7 +378,7 @@ def dof_axes(
         else: axis[v] = data.xaxis[j]
     return axis,data.xanchor[model.dof_jntid]
 
-# %% ../nbs/10_embodiments.ipynb #dd9ff540
+# %% ../nbs/10_embodiments.ipynb #b1ce8d70
 def embody(
     model:mujoco.MjModel,    # compiled
     id:str,                  # slug of the scene
@@ -404,7 +412,7 @@ def embody(
     return Spec(id, robot, source, float(model.opt.timestep*n_substeps), bodies, joints_of(model, acts), commands, action,
         np.concatenate([data.qpos, np.zeros(model.nv)]), moment, acts, inertia.diagonal().copy(), axis, anchor.copy(),
         frame or names[task_frame(model, acts)], _tup(gravity), float(model.opt.density), float(model.opt.viscosity), float(model.opt.timestep),
-        sites_of(model, used_sites(commands, tendons, equalities)), tendons, equalities, excludes, solver_options(model), gaps(model))
+        sites_of(model, used_sites(commands, tendons, equalities)), tendons, equalities, pairs_of(model), excludes, solver_options(model), gaps(model))
 
 # %% ../nbs/10_embodiments.ipynb #b9340a70
 _INT = dict(contype="contype", conaffinity="conaffinity", condim="condim", priority="priority", margin="margin", gap="gap", solmix="solmix", solref="solref", solimp="solimp", pos="pos", quat="quat", friction="friction")
@@ -463,7 +471,7 @@ def add_equality(
     "Add an equality constraint."
     spec.add_equality(name=e.name, type=getattr(mjtEq, f"mjEQ_{e.kind.upper()}"), objtype=getattr(mjtObj, f"mjOBJ_{e.of.upper()}"), name1=e.first, name2=e.second, data=e.data, active=e.active, solref=e.solref, solimp=e.solimp)
 
-# %% ../nbs/10_embodiments.ipynb #33125f80
+# %% ../nbs/10_embodiments.ipynb #2131f970
 def rebuild(
     spec:Spec,
 )->mujoco.MjModel:
@@ -482,6 +490,7 @@ def rebuild(
         bodies.append(body)
     for t in spec.tendons: add_tendon(out, t)
     for e in spec.equalities: add_equality(out, e)
+    for p in spec.pairs: out.add_pair(geomname1=p.first, geomname2=p.second, condim=p.condim, friction=p.friction, solref=p.solref, solreffriction=p.friction_solref, solimp=p.solimp, margin=p.margin, gap=p.gap)
     for a,b in spec.excludes: out.add_exclude(bodyname1=a, bodyname2=b)
     for c in spec.commands:
         if c.via: add_command(out, c)
