@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPEED_LIMIT', 'PIECE', 'honest', 'control_order', 'commands', 'Anchor', 'anchor_of', 'Filter', 'Latency', 'Backlash',
            'Stepper', 'stepper_of', 'Take', 'record', 'ask_many', 'record_together', 'rollout_many', 'rollout',
-           'replay', 'SimState', 'SimDynamics', 'last_command']
+           'replay', 'bare', 'SimState', 'SimDynamics', 'last_command']
 
 # %% ../nbs/14_rollout.ipynb #75d4c600
 import copy
@@ -408,6 +408,24 @@ def replay(
                 state_N = state[0,-1]
     finally: scene.apply()
     return _fill(out, len(episode))[:,1:1+scene.spec.C]
+
+# %% ../nbs/14_rollout.ipynb #d60c5ec0
+def bare(
+    scene,               # a `Scene`
+    K:int,               # states side by side
+    steps:int,           # control steps
+    threads:int=1,
+):                       # a function without arguments; it returns how many control steps it made
+    "The bare simulator at work, ready to be timed."
+    model,data = scene.base,[mujoco.MjData(scene.base) for _ in range(threads)]
+    start,_,command_U = scene.reset(np.random.default_rng(0))
+    order,sets = control_order(model)
+    states,controls = np.repeat(start[None],K,0),np.broadcast_to(command_U[order], (K,steps*scene.n_substeps,len(order))).copy()
+    pool = Rollout(nthread=threads if threads>1 else 0)
+    def work():
+        pool.rollout(model, data, states, controls, control_spec=sets)
+        return K*steps
+    return work
 
 # %% ../nbs/14_rollout.ipynb #4115e1f0
 @dataclass(frozen=True)
