@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAIN', 'FAT', 'put', 'house', 'call', 'find_study', 'caches', 'size', 'last_run', 'ending', 'run', 'test', 'lab',
-           'setup', 'slim', 'nbdev', 'clean', 'readme', 'export', 'tasks', 'collect', 'exam', 'parser', 'main']
+           'setup', 'slim', 'nbdev', 'clean', 'readme', 'export', 'tasks', 'add_robot', 'remove_robot', 'collect',
+           'exam', 'bench', 'parser', 'main']
 
 # %% ../nbs/73_cli.ipynb #c99e50c0
 import argparse, importlib, json, os, re, shutil, signal, subprocess, sys
@@ -175,13 +176,32 @@ def export(args=None):
     atomic_write(root/"README.md", readme(root/"nbs"/"index.ipynb"))
     print("written: cfm_lab/, README.md")
 
-# %% ../nbs/73_cli.ipynb #d3f2ea10
+# %% ../nbs/73_cli.ipynb #52b78c90
 def tasks(args):
-    "`cfm tasks`"
-    from cfm_lab.tasks import TASKS
+    "`cfm tasks`, `cfm tasks add robot.xml`, `cfm tasks remove own-robot`"
+    if args.do_what: return put(_CHANGES[args.do_what](args), args.json or "-")
+    from cfm_lab.tasks import distinct, joined_tasks, robot_lists, task_table
+    table = task_table(progress=args.json!="-")+joined_tasks()
     if args.json!="-":
-        for t in TASKS.values(): print(f"{t.split:10}  {t.id:28}  {t.robot:24}  {t.source}")
-    put(list(TASKS.values()), args.json)
+        for t in table: print(f"{t['split']:10}  {t['id']:36}  {t['robot']:24}  {t['domain']:12}  {t['actions']:3} actions  {1000*t['dt']:5.1f} ms  {'reward' if t['has_reward'] else '':6}  {'expert' if t['has_expert'] else '':6}  {t['source']}")
+        print(f"{len(table)} tasks; distinct: {', '.join(f'{n} {s}' for s,n in distinct(table).items())}")
+    put(table, args.json)
+
+def add_robot(args):
+    "`cfm tasks add robot.xml`"
+    from dataclasses import replace
+    from cfm_lab.foreign import LIMITS, add_task
+    if not args.what: raise BadInput("no file", "cfm tasks add", mend="Write cfm tasks add robot.xml.")
+    return add_task(Path(args.what), args.id, domain=args.domain, control_dt=args.control_dt, force=args.force, limits=replace(LIMITS, seconds=args.seconds))
+
+def remove_robot(args):
+    "`cfm tasks remove own-robot`"
+    from cfm_lab.foreign import remove_task
+    if not args.what: raise BadInput("no id", "cfm tasks remove", mend="Write cfm tasks remove own-robot.")
+    remove_task(args.what)
+    return dict(removed=args.what)
+
+_CHANGES = dict(add=add_robot, remove=remove_robot)
 
 def collect(args):
     "`cfm collect`"
@@ -203,7 +223,14 @@ def exam(args):
     result = room.exam(only=tuple(filter(None,args.only.split(","))), quick=args.quick)
     put(result, args.json)
 
-# %% ../nbs/73_cli.ipynb #c8e37f00
+# %% ../nbs/73_cli.ipynb #4aff7650
+def bench(args):
+    "`cfm bench`"
+    from cfm_lab.benches import BENCHES
+    if args.name not in BENCHES: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(BENCHES)}.")
+    put(BENCHES[args.name](quick=args.quick), args.json or "-")
+
+# %% ../nbs/73_cli.ipynb #da6c2a80
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -220,7 +247,14 @@ def parser():
     p.add_argument("--quick", action="store_true", help="with the small values that the tests use")
     p.add_argument("--timeout", type=float, metavar="SECONDS")
     for f,text in {test:"every test; further words go to pytest", lab:"JupyterLab on the notebooks; further words go to it", setup:"make or mend the environment", export:"package and README.md from the notebooks", clean:"keep notebooks fit for git"}.items(): word(f, text)
-    word(tasks, "list the tasks and who may train on them", json=True)
+    p = word(tasks, "list the tasks and who may train on them; add a robot of your own", json=True)
+    p.add_argument("do_what", nargs="?", choices=("add","remove"), metavar="add|remove")
+    p.add_argument("what", nargs="?", metavar="FILE|ID", help="a robot's MJCF, or the id of one that was added")
+    p.add_argument("--id", help="of the added robot; default: its file's name")
+    p.add_argument("--domain", default="manipulation")
+    p.add_argument("--control-dt", type=float, default=.02, metavar="SECONDS", help="control step (0.02)")
+    p.add_argument("--seconds", type=float, default=10., help="that its compilation may take (10)")
+    p.add_argument("--force", action="store_true", help="replace a robot of this id")
     p = word(collect, "record episodes of tasks or families", json=True)
     p.add_argument("task", nargs="+", help="an id, a family such as walker-family, or a recipe of the project such as cfm/pretrain-v0")
     p.add_argument("--name", default="local/collected-v0", help="of the data set")
@@ -229,6 +263,9 @@ def parser():
     p.add_argument("name", help="coverage | dynamics")
     p.add_argument("--only", default="", metavar="NAME,…", help="a part of it")
     p.add_argument("--quick", action="store_true", help="small, in 3 minutes, never committed")
+    p = word(bench, "measure a rate", json=True)
+    p.add_argument("name", help="policies")
+    p.add_argument("--quick", action="store_true", help="short, never committed")
     return top
 
 # %% ../nbs/73_cli.ipynb #3cf65420

@@ -306,8 +306,8 @@ def first_run_recipe(
     "About 60,000 transitions of the whole zoo: for the first run."
     return Recipe("cfm/first-run-v1", zoo_parts(60_000, 100, 12, episodes=1, families=.3), seed, WIDE)
 
-# %% ../nbs/21_collect.ipynb #91637560
-RECIPES = {f().name:f for f in (slice_recipe, pretrain_recipe, first_run_recipe)}
+# %% ../nbs/21_collect.ipynb #d4813330
+RECIPES = {"cfm/slice-v0":slice_recipe, "cfm/pretrain-v0":pretrain_recipe, "cfm/first-run-v1":first_run_recipe}
 
 # %% ../nbs/21_collect.ipynb #0d709280
 def target_recipe(
