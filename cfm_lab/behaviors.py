@@ -8,7 +8,7 @@ __all__ = ['CHUNK', 'BEHAVIOURS', 'span', 'Zero', 'zero', 'Smooth', 'smooth', 'S
            'own_speed', 'command_towards', 'Posture', 'posture', 'Reflex', 'reflex', 'Stage', 'Expert', 'expert',
            'judge', 'expert_success', 'behaviour', 'policies']
 
-# %% ../nbs/15_behaviors.ipynb #40f68020
+# %% ../nbs/15_behaviors.ipynb #d722fde0
 import copy, warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from .base import BadInput, Episode, Policy, Spec, quat_conj, quat_exp, quat_log, quat_mul
 from .embodiments import set_command
 from .rollout import rollout_many
-from .tasks import get_task, load, model_diff
+from .edits import model_diff
+from .tasks import get_task, load
 
 # %% ../nbs/15_behaviors.ipynb #fdd533f0
 CHUNK = 512      # control steps that a behaviour without eyes decides at once

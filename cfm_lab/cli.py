@@ -176,15 +176,16 @@ def export(args=None):
     atomic_write(root/"README.md", readme(root/"nbs"/"index.ipynb"))
     print("written: cfm_lab/, README.md")
 
-# %% ../nbs/73_cli.ipynb #52b78c90
+# %% ../nbs/73_cli.ipynb #8531b200
 def tasks(args):
     "`cfm tasks`, `cfm tasks add robot.xml`, `cfm tasks remove own-robot`"
     if args.do_what: return put(_CHANGES[args.do_what](args), args.json or "-")
-    from cfm_lab.tasks import distinct, joined_tasks, robot_lists, task_table
-    table = task_table(progress=args.json!="-")+joined_tasks()
+    from cfm_lab.tasks import distinct, joined_tasks, task_table
+    ours = task_table(progress=args.json!="-")
+    table = ours+joined_tasks()
     if args.json!="-":
         for t in table: print(f"{t['split']:10}  {t['id']:36}  {t['robot']:24}  {t['domain']:12}  {t['actions']:3} actions  {1000*t['dt']:5.1f} ms  {'reward' if t['has_reward'] else '':6}  {'expert' if t['has_expert'] else '':6}  {t['source']}")
-        print(f"{len(table)} tasks; distinct: {', '.join(f'{n} {s}' for s,n in distinct(table).items())}")
+        print(f"{len(table)} tasks; distinct: {', '.join(f'{n} {s}' for s,n in distinct(ours).items())}")
     put(table, args.json)
 
 def add_robot(args):
@@ -212,7 +213,7 @@ def collect(args):
     if args.json!="-":
         print(store)
         for sentence in recipe.limits_kept(store): print(f"mixture: {sentence}")
-    put(dict(root=store.root, content_hash=store.content_hash(), card=data_card(store), limits_broken=recipe.limits_kept(store)), args.json)
+    put(dict(data_set="/".join(store.root.parts[-2:]), content_hash=store.content_hash(), card=data_card(store), limits_broken=recipe.limits_kept(store)), args.json)
 
 def exam(args):
     "`cfm exam`"

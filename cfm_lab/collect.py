@@ -272,7 +272,7 @@ def slice_recipe(
     "About 300,000 transitions of 11 tasks and 600 bodies: for the exam's pre-training."
     return Recipe("cfm/slice-v0", _training_parts(96,200,300,140), seed)
 
-# %% ../nbs/21_collect.ipynb #11b11f50
+# %% ../nbs/21_collect.ipynb #da1a9980
 WIDE = EXPLORE+("smooth-mixed","sinusoid","expert","expert-noisy")       # experts where a task has one
 
 def zoo_parts(
@@ -304,7 +304,7 @@ def first_run_recipe(
     seed:int=0,
 )->Recipe:
     "About 60,000 transitions of the whole zoo: for the first run."
-    return Recipe("cfm/first-run-v1", zoo_parts(60_000, 100, 12, episodes=1, families=.3), seed, WIDE)
+    return Recipe("cfm/first-run-v1", zoo_parts(60_000, 100, 12, episodes=1, families=.3, robot=.11), seed, WIDE)
 
 # %% ../nbs/21_collect.ipynb #d4813330
 RECIPES = {"cfm/slice-v0":slice_recipe, "cfm/pretrain-v0":pretrain_recipe, "cfm/first-run-v1":first_run_recipe}

@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'DOMAINS', 'Limits', 'read_file', 'Element', 'numbers', 'parse', 'to_text', 'check_tags', 'check_sizes',
            'check_nan', 'asset_path', 'pack_assets', 'Parcel', 'unpack', 'home_qpos', 'lowest', 'compile_spec',
            'check_model', 'try_out', 'examine', 'caged', 'cage', 'Foreign', 'slug', 'own_id', 'add_task',
-           'read_foreign', 'foreign_tasks', 'remove_task', 'Extra', 'all_extras', 'extras']
+           'read_foreign', 'foreign_ids', 'foreign_tasks', 'remove_task', 'Extra', 'all_extras', 'extras']
 
 # %% ../nbs/12a_foreign.ipynb #6025c890
 import importlib.util, json, os, pickle, re, shutil, signal, stat, struct, subprocess, sys, tempfile
@@ -356,13 +356,13 @@ def cage(
     if "bad" in said: raise BadInput(*said["bad"])
     return said["found"]
 
-# %% ../nbs/12a_foreign.ipynb #433f1550
+# %% ../nbs/12a_foreign.ipynb #9c30e190
 @dataclass(frozen=True)
 class Foreign:
     "A robot from a file."
     id:str                 # own-…
     robot:str              # slug of the robot
-    domain:str             # as in `tasks.Task`
+    domain:str             # as in `scenes.Task`
     source:str             # name of the file it came from
     xml:str                # SHA-256 of model.xml
     files:tuple            # names of its meshes and pictures
@@ -416,20 +416,24 @@ def add_task(
     for old in [p for p in (*folder.glob("*.xml"),*folder.glob("files/*")) if p.name not in (f"{xml[:24]}.xml",*kept.files)]: old.unlink()
     return kept
 
-# %% ../nbs/12a_foreign.ipynb #84ccf970
+# %% ../nbs/12a_foreign.ipynb #8ecca8a0
 def read_foreign(
     id:str,             # own-…
 )->Foreign:
     "The kept robot of this id."
     folder = inside(data_root()/"tasks", check_slug(id, "task"))
-    if not (folder/"task.json").is_file(): raise BadInput(f"no robot {id!r} was added", "data/tasks", f"there are {', '.join(foreign_tasks()) or 'none'}", "Add it: cfm tasks add robot.xml")
+    if not (folder/"task.json").is_file(): raise BadInput(f"no robot {id!r} was added", "data/tasks", f"there are {', '.join(foreign_ids()) or 'none'}", "Add it: cfm tasks add robot.xml")
     d = read_json(folder/"task.json")
     try: return Foreign(**{**d, "files":tuple(d["files"])})
     except (TypeError,KeyError,ValueError): raise BadInput("is not what add_task wrote", str(folder/"task.json"), mend="Delete the folder and add the robot again.") from None
 
+def foreign_ids()->list:
+    "The ids of all robots that were added, whatever has become of them."
+    return [p.parent.name for p in sorted((data_root()/"tasks").glob("own-*/task.json"))]
+
 def foreign_tasks()->dict:     # id → `Foreign`
     "All robots that were added."
-    return {p.parent.name:read_foreign(p.parent.name) for p in sorted((data_root()/"tasks").glob("own-*/task.json"))}
+    return {id:read_foreign(id) for id in foreign_ids()}
 
 def remove_task(
     id:str,             # own-…

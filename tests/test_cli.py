@@ -48,11 +48,33 @@ def test_a_study_that_fails_on_bad_input(clone, capfd):
     err = capfd.readouterr().err
     assert "hoper: no task of this name" in err and "Traceback" not in err
 
-def test_tasks_as_json(capsys):
+def test_tasks_as_json(data, capsys, monkeypatch):
     pytest.importorskip("mujoco")
+    from cfm_lab import tasks
+    few = ("dm-cartpole-swingup","dm-finger-spin","gym-hopper","mw-reach","car-cruise")
+    monkeypatch.setattr(tasks, "TASKS", {t:tasks.TASKS[t] for t in few})
     assert main(["tasks","--json"])==0
-    tasks = json.loads(capsys.readouterr().out)
-    assert {"train","validation","held-out"}=={t["split"] for t in tasks}
+    table = {t["id"]:t for t in json.loads(capsys.readouterr().out)}
+    assert set(table)==set(few) and {"train","validation","held-out"}=={t["split"] for t in table.values()}
+    assert table["gym-hopper"]["actions"]==3 and table["gym-hopper"]["dt"]==.008 and table["gym-hopper"]["has_reward"] and table["mw-reach"]["has_expert"]
+    assert main(["tasks"])==0 and "distinct: 3 train, 1 validation, 1 held-out" in capsys.readouterr().out
+
+ROBOT = '<mujoco><worldbody><body name="arm"><joint name="j" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 .3 0 0" size=".03"/></body></worldbody><actuator><motor joint="j" ctrlrange="-1 1" ctrllimited="true"/></actuator></mujoco>'
+
+def test_a_robot_of_ones_own(clone, data, capsys, monkeypatch):
+    pytest.importorskip("mujoco")
+    from cfm_lab import tasks
+    monkeypatch.setattr(tasks, "TASKS", {"gym-hopper":tasks.TASKS["gym-hopper"]})
+    (clone/"lever.xml").write_text(ROBOT)
+    assert main(["tasks","add","lever.xml"])==0 and "own-lever" in capsys.readouterr().out
+    assert main(["tasks","--json"])==0
+    mine = [t for t in json.loads(capsys.readouterr().out) if t["split"]=="own"]
+    assert [t["id"] for t in mine]==["own-lever"] and mine[0]["actions"]==1
+    assert main(["collect","own-lever","--episodes","2","--steps","20","--name","local/lever-v0"])==0 and "2 episodes" in capsys.readouterr().out
+    assert main(["tasks","remove","own-lever"])==0 and not list((data/"tasks").glob("*/task.json"))
+    (clone/"bad.xml").write_text(ROBOT.replace("<worldbody>",'<include file="/etc/passwd"/><worldbody>'))
+    capsys.readouterr()
+    assert main(["tasks","add","bad.xml"])==2 and capsys.readouterr().err.count("\n")==1
 
 def test_collect_by_the_command(clone, data, capsys):
     pytest.importorskip("mujoco")

@@ -13,10 +13,12 @@ from mujoco import mjtState
 
 from cfm_lab.base import BadInput, check_episode, spec_from_dict, spec_to_dict
 from cfm_lab.behaviors import BEHAVIOURS, expert, judge
+from cfm_lab.edits import model_diff
 from cfm_lab.embodiments import get_command, random_pose, rebuild, set_command, welded_bodies
 from cfm_lab.families import FAMILIES
+from cfm_lab.rewards import REWARDS, reward_of
 from cfm_lab.rollout import Stepper, anchor_of, honest, replay, rollout
-from cfm_lab.tasks import RELATIVES, REWARDS, TASKS, get_task, load, model_diff, reward_of, robot_lists, same_limbs, same_robot, skeleton, spec_of, task_print
+from cfm_lab.tasks import RELATIVES, TASKS, get_task, load, robot_lists, same_limbs, same_robot, skeleton, spec_of, task_print
 from cfm_lab.tokens import drive
 from cfm_lab.variation import Variation
 
