@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPLORE', 'CHUNK', 'TRAINING', 'WIDE', 'RECIPES', 'Part', 'Recipe', 'episode_seed', 'Piece', 'pieces_of', 'simulate',
            'work', 'side_by_side', 'results', 'only_one', 'dataset_path', 'prepare', 'collect', 'replay_check',
-           'data_card', 'slice_recipe', 'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe',
-           'validation_recipe']
+           'data_card', 'small_recipe', 'slice_recipe', 'zoo_parts', 'pretrain_recipe', 'first_run_recipe',
+           'target_recipe', 'validation_recipe']
 
 # %% ../nbs/21_collect.ipynb #7d73c670
 import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
@@ -259,12 +259,18 @@ def limits_kept(self:Recipe,
     both = sum(v["share"] for r,v in c["robots"].items() if r in c["bodies"])
     return out + ([f"all families: {both:.2%} > {families:.0%}"] if both>families else [])
 
-# %% ../nbs/21_collect.ipynb #2e4fa970
+# %% ../nbs/21_collect.ipynb #4f272f00
 TRAINING = tuple("""dm-cartpole-swingup dm-ball_in_cup-catch dm-fish-upright dm-swimmer6 dm-humanoid-stand dm-reacher-easy
     gym-inverted-double-pendulum mw-reach mw-drawer-open hand-reach hexarotor""".split())
 
 def _training_parts(episodes, steps, bodies, body_steps):
     return tuple(Part(t,episodes,steps) for t in TRAINING) + tuple(Part(f,1,body_steps,bodies=bodies) for f in ("walker-family","arm-family"))
+
+def small_recipe(
+    seed:int=0,
+)->Recipe:
+    "About 50,000 transitions of 11 tasks and 96 bodies: for quick exams."
+    return Recipe("cfm/small-v0", _training_parts(16,200,48,150), seed)
 
 def slice_recipe(
     seed:int=0,
@@ -306,8 +312,8 @@ def first_run_recipe(
     "About 60,000 transitions of the whole zoo: for the first run."
     return Recipe("cfm/first-run-v1", zoo_parts(60_000, 100, 12, episodes=1, families=.3, robot=.11), seed, WIDE)
 
-# %% ../nbs/21_collect.ipynb #d4813330
-RECIPES = {"cfm/slice-v0":slice_recipe, "cfm/pretrain-v0":pretrain_recipe, "cfm/first-run-v1":first_run_recipe}
+# %% ../nbs/21_collect.ipynb #5a5eabd0
+RECIPES = {"cfm/small-v0":small_recipe, "cfm/slice-v0":slice_recipe, "cfm/pretrain-v0":pretrain_recipe, "cfm/first-run-v1":first_run_recipe}
 
 # %% ../nbs/21_collect.ipynb #0d709280
 def target_recipe(

@@ -9,7 +9,7 @@ __all__ = ['HORIZONS', 'PAST', 'STARTS', 'LEARNING', 'SCORING', 'LEARNED', 'PART
            'ask_zero_shot', 'ask_few_shot', 'reference_at', 'rows_of', 'all_rows', 'headlines', 'exam',
            'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #0144dc90
+# %% ../nbs/62_exam_dynamics.ipynb #8eef0630
 import hashlib, json, time
 from dataclasses import dataclass, replace, asdict
 from functools import lru_cache, partial
@@ -18,13 +18,13 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 from .base import BadInput, Dynamics, Episode, Report, Row, Spec, Window, imagine, window
 from .artifacts import load_weights, new_run
-from .collect import Recipe, collect, side_by_side, slice_recipe, first_run_recipe, target_recipe
+from .collect import Recipe, collect, side_by_side, slice_recipe, small_recipe, target_recipe
 from .loader import Corpus, batch, pick
 from .references import ConstantVelocity, Persistence, references
 from .statistics import best_of, bootstrap_interval, channel_mask, channel_scale, errors, skill
 from .cells import Cell, Cells, hardware, headline, read_result, source_hash, write_result
 
-# %% ../nbs/62_exam_dynamics.ipynb #c2ed3920
+# %% ../nbs/62_exam_dynamics.ipynb #efc417f0
 HORIZONS = (1,10,25)
 PAST = 51                  # rows of history: 50 steps, and the present
 
@@ -57,7 +57,7 @@ def full_plan()->ExamPlan:
 def quick_plan()->ExamPlan:
     "The same code in three minutes; its result is never committed."
     from cfm_lab.dynamics import dynamics_tiny
-    return ExamPlan(held_out=("gym-hopper",), validation=("dm-finger-spin",), seeds=(0,), data=(1,), model=dynamics_tiny(), recipe=first_run_recipe(),
+    return ExamPlan(held_out=("gym-hopper",), validation=("dm-finger-spin",), seeds=(0,), data=(1,), model=dynamics_tiny(), recipe=small_recipe(),
         steps=60, size=32, rates=(1e-3,3e-3), lengths=(10,30), longest=30)
 
 # %% ../nbs/62_exam_dynamics.ipynb #9f7ac500
