@@ -152,7 +152,7 @@ def clean(args=None):
     for p in sorted((root/"nbs").rglob("*.ipynb")):
         if n:=slim(p): print(f"{p.relative_to(root)}: cleared {n} output{'s'*(n>1)} over {FAT//1000} kB")
 
-# %% ../nbs/73_cli.ipynb #2e96c770
+# %% ../nbs/73_cli.ipynb #6d901950
 def readme(
     index:Path,         # nbs/index.ipynb
 )->str:
@@ -161,9 +161,10 @@ def readme(
     from nbconvert import MarkdownExporter
     nb = nbformat.read(index, 4)
     nb.cells = [c for c in nb.cells if not c.source.startswith(("#| hide","#| default_exp"))]
+    for c in nb.cells:
+        if c.cell_type=="markdown": c.source = re.sub(r"\]\((?![a-z]+:|#|/)", "](nbs/", c.source)     # its links start from the clone's folder
     nb.metadata["language_info"] = dict(name="python")
     body,files = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r"\]\((?![a-z]+:|#|/)", "](nbs/", body)     # its links start from the clone's folder
     if files.get("outputs"): raise BadInput("an output of the index notebook is a picture", str(index), "README.md is one file", "Clear it, or show it as text.")
     return "<!-- Written from nbs/index.ipynb by `python3 -m cfm_lab export`. -->\n\n"+body.strip()+"\n"
 
