@@ -299,7 +299,7 @@ def spec_of(
     "The passport of a task, without keeping its scene."
     return _spec(task if isinstance(task,Task) else get_task(task))
 
-# %% ../nbs/13_tasks.ipynb #2b577a10
+# %% ../nbs/13_tasks.ipynb #91aa6bb0
 def skeleton(
     spec:Spec,
 )->list:           # of limbs: (joint kinds, mass, limbs that hang on it)
@@ -313,6 +313,8 @@ def skeleton(
             if parent: parent[2].append(limbs[i])
             elif mine[0].entity=="robot": roots.append(limbs[i])
         elif parent: parent[1] += b.mass; limbs[i] = parent
+    for r in roots:
+        if not r[2]: r[0] += (f"{spec.acts_UJ.any(1).sum()} motors",)      # of a lone limb only its mass would be left to compare
     return roots
 
 # %% ../nbs/13_tasks.ipynb #fb085c80

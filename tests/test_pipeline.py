@@ -80,7 +80,8 @@ def cfm(tmp_path, *words, **more):
     "The command in a clone of two files, its main job a notebook that sleeps."
     (tmp_path/"settings.ini").write_text("[DEFAULT]\nlib_name = cfm_lab\n")
     if not (tmp_path/"nbs").exists(): make_notebook(tmp_path/"nbs"/"studies"/"00_first_run.ipynb", SLEEPER)
-    return subprocess.Popen([sys.executable,"-m","cfm_lab.cli",*words], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT), CFM_DATA=str(tmp_path/"data")), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen([sys.executable,"-m","cfm_lab.cli",*words], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT), CFM_DATA=str(tmp_path/"data")), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT,signal.SIG_DFL), **more)     # a shell's background jobs ignore it, and what they start inherits that
 
 @pytest.mark.parametrize("sig,code,state", [(signal.SIGINT,130,"interrupted"), (signal.SIGTERM,143,"running"), (signal.SIGKILL,-9,"running")])
 def test_a_signal_to_the_command_ends_everything_below_it(tmp_path, sig, code, state):
