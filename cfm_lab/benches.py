@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['CLOSED', 'BENCHES', 'by_turns', 'closed_loop', 'bench_policies']
 
-# %% ../nbs/68_benches.ipynb #92c3d0e0
+# %% ../nbs/68_benches.ipynb #fd98d690
 import statistics, time
 from typing import Callable, Sequence
-import numpy as np
-from .base import BadInput, Row
+from .base import Row
 from .cells import headline, write_result
 
 # %% ../nbs/68_benches.ipynb #95e0f430

@@ -6,7 +6,7 @@
 __all__ = ['GRAVITY', 'TOO_FAR', 'draw', 'subtree', 'reach', 'load', 'proportions', 'Link', 'frame', 'Drive', 'dress', 'actuate',
            'action_map', 'quiet', 'bang_bang_controls', 'farthest', 'steady', 'scene', 'settle', 'first_steady']
 
-# %% ../nbs/10a_building.ipynb #1c397d80
+# %% ../nbs/10a_building.ipynb #10901c50
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
@@ -14,6 +14,7 @@ import mujoco
 from mujoco import MjSpec, mjtDisableBit, mjtDyn, mjtGeom, mjtIntegrator, mjtJoint, mjtState, mjtTrn
 from mujoco.rollout import rollout
 from .base import ActionMap, BadInput
+from .embodiments import actuator_moment, control_map, scaled_map
 
 # %% ../nbs/10a_building.ipynb #6435d920
 def draw(
@@ -60,18 +61,16 @@ def load(
     mass = model.body_subtreemass[0 if floating else model.jnt_bodyid[joint]]
     return float(mass*GRAVITY*(1. if model.jnt_type[joint]==mjtJoint.mjJNT_SLIDE else reach(model, data, joint)))
 
-# %% ../nbs/10a_building.ipynb #0a8ecc80
+# %% ../nbs/10a_building.ipynb #c551a1b0
 def proportions(
     model:mujoco.MjModel,
     floating:bool=False,   # does the base float?
 )->dict:                   # name → values, one per joint that has it
     "Hinges and slides in units of their own load and inertia."
     data = mujoco.MjData(model); mujoco.mj_forward(model, data)
-    moment = np.zeros((model.nu,model.nv))
-    if model.nu: mujoco.mju_sparse2dense(moment, data.actuator_moment, data.moment_rownnz, data.moment_rowadr, data.moment_colind)
     top = np.abs(np.where(model.actuator_ctrllimited[:,None], model.actuator_ctrlrange, [-1,1])).max(1)*np.abs(model.actuator_gainprm[:,0])
     top = np.where(model.actuator_forcelimited, np.minimum(top, np.abs(model.actuator_forcerange).max(1)), top)
-    force = (np.abs(moment)*top[:,None]).max(0, initial=0.)
+    force = (np.abs(actuator_moment(model,data))*top[:,None]).max(0, initial=0.)
     out = dict(strength=[], acceleration=[], speed=[], armature=[], stiffness=[], suspension=[], friction=[])
     for j in np.flatnonzero(np.isin(model.jnt_type, (mjtJoint.mjJNT_HINGE, mjtJoint.mjJNT_SLIDE))):
         v,w = model.jnt_dofadr[j],load(model, data, j, floating)
@@ -193,17 +192,13 @@ def actuate(
     if lag: act.dyntype,act.dynprm = mjtDyn.mjDYN_FILTEREXACT,[lag]+[0.]*9
     return act
 
-# %% ../nbs/10a_building.ipynb #dc4b3020
+# %% ../nbs/10a_building.ipynb #fd7ee750
 def action_map(
     model:mujoco.MjModel,
     unit:bool=False,         # actions between -1 and 1 instead of the controls' own ranges
 )->ActionMap:
     "Native actions of a drawn body."
-    low,high = model.actuator_ctrlrange.T
-    names = [model.actuator(u).name for u in range(model.nu)]
-    if not unit: return ActionMap.identity(names, low, high)
-    one = np.ones(model.nu)
-    return ActionMap(tuple(names), -one, one, np.diag((high-low)/2), (high+low)/2, 0*one, low, high)
+    return scaled_map(model) if unit else control_map(model)
 
 # %% ../nbs/10a_building.ipynb #d3d52300
 @contextmanager

@@ -6,10 +6,11 @@
 __all__ = ['element_names', 'geom_of', 'bodies_of', 'actuator_moment', 'welded_bodies', 'moments', 'random_pose', 'chain',
            'acts_on', 'joints_of', 'force_law', 'all_names', 'transmission', 'commands_of', 'set_command',
            'get_command', 'tendons_of', 'equalities_of', 'pairs_of', 'sites_of', 'used_sites', 'solver_options', 'gaps',
-           'task_frame', 'control_map', 'dof_axes', 'embody', 'add_geom', 'add_joint', 'add_command', 'add_tendon',
-           'add_equality', 'rebuild']
+           'task_frame', 'control_map', 'scaled_map', 'dof_axes', 'embody', 'add_geom', 'add_joint', 'add_command',
+           'add_tendon', 'add_equality', 'rebuild']
 
-# %% ../nbs/10_embodiments.ipynb #70cfe2b0
+# %% ../nbs/10_embodiments.ipynb #7a9b0000
+from dataclasses import replace
 import numpy as np
 import mujoco
 from mujoco import MjSpec, mjtObj, mjtJoint, mjtGeom, mjtEq, mjtGain, mjtBias, mjtDyn, mjtTrn, mjtWrap
@@ -363,6 +364,15 @@ def control_map(
     return ActionMap(tuple(names), low, high, np.eye(model.nu+m, model.nu), np.zeros(model.nu+m),
                      np.r_[np.zeros(model.nu), np.ones(m)], np.r_[low,-free], np.r_[high,free])
 
+# %% ../nbs/10_embodiments.ipynb #eeb9b4a0
+def scaled_map(
+    model:mujoco.MjModel,      # all of its controls have a range
+)->ActionMap:
+    "Actions in −1…1 spread over the range of each control; mocap bodies stay."
+    plain,one = control_map(model),np.ones(model.nu)
+    half,middle = (plain.high_A-plain.low_A)/2,(plain.high_A+plain.low_A)/2
+    return replace(plain, low_A=-one, high_A=one, matrix_UA=plain.matrix_UA*half, offset_U=np.r_[middle, np.zeros(7*model.nmocap)])
+
 # %% ../nbs/10_embodiments.ipynb #bc3cc160
 def dof_axes(
     model:mujoco.MjModel,
@@ -414,8 +424,8 @@ def embody(
         frame or names[task_frame(model, acts)], _tup(gravity), float(model.opt.density), float(model.opt.viscosity), float(model.opt.timestep),
         sites_of(model, used_sites(commands, tendons, equalities)), tendons, equalities, pairs_of(model), excludes, solver_options(model), gaps(model))
 
-# %% ../nbs/10_embodiments.ipynb #b9340a70
-_INT = dict(contype="contype", conaffinity="conaffinity", condim="condim", priority="priority", margin="margin", gap="gap", solmix="solmix", solref="solref", solimp="solimp", pos="pos", quat="quat", friction="friction")
+# %% ../nbs/10_embodiments.ipynb #877f4250
+_SAME = ("pos","quat","friction","contype","conaffinity","condim","priority","margin","gap","solmix","solref","solimp")     # called alike by MuJoCo
 
 def add_geom(
     body,                 # of an `MjSpec`
@@ -424,7 +434,7 @@ def add_geom(
     "Put a shape on a body; a mesh as the box around it."
     kind = "box" if g.type in ("mesh","sdf") else g.type
     size = (1.,1.,1.) if kind=="plane" and not any(g.size) else g.size
-    made = body.add_geom(name=g.name, type=getattr(mjtGeom, f"mjGEOM_{kind.upper()}"), size=size, **{k:getattr(g,v) for k,v in _INT.items()})
+    made = body.add_geom(name=g.name, type=getattr(mjtGeom, f"mjGEOM_{kind.upper()}"), size=size, **{k:getattr(g,k) for k in _SAME})
     if g.fluid: made.fluid_ellipsoid,made.fluid_coefs = g.fluid[0],g.fluid[1:6]
 
 # %% ../nbs/10_embodiments.ipynb #5e954290

@@ -6,14 +6,14 @@
 __all__ = ['QUANTITIES', 'WIDER', 'quantities', 'usual', 'card_ranges', 'card_points', 'CardSpace', 'card_space', 'distances',
            'yardstick', 'nearest_bodies', 'coverage', 'exam']
 
-# %% ../nbs/62a_exam_coverage.ipynb #b381bab0
+# %% ../nbs/62a_exam_coverage.ipynb #97670ef0
 import time
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np
 from .base import BadInput, Report, Row, Spec
 from .artifacts import write_json
-from .cells import headline, read_result, result_path, write_result
+from .cells import headline, write_result
 from .tokens import card, roams, units
 
 # %% ../nbs/62a_exam_coverage.ipynb #467e46d0

@@ -8,20 +8,20 @@ __all__ = ['LIMITS', 'DOMAINS', 'Limits', 'read_file', 'Element', 'numbers', 'pa
            'check_model', 'try_out', 'examine', 'caged', 'cage', 'Foreign', 'slug', 'own_id', 'add_task',
            'read_foreign', 'foreign_ids', 'foreign_tasks', 'remove_task', 'Extra', 'all_extras', 'extras']
 
-# %% ../nbs/12a_foreign.ipynb #6025c890
+# %% ../nbs/12a_foreign.ipynb #ae727ef0
 import importlib.util, json, os, pickle, re, shutil, signal, stat, struct, subprocess, sys, tempfile
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path, PurePosixPath
 from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 import numpy as np
 import mujoco
-from mujoco import mjtDisableBit, mjtGeom, mjtJoint, mjtObj
+from mujoco import mjtDisableBit, mjtGeom, mjtJoint
 from fastcore.basics import patch
 from .artifacts import atomic_write, data_root, inside, read_json, sha256, write_json
 from .base import BadInput, check_slug
-from .embodiments import element_names, embody
+from .embodiments import embody
 
 # %% ../nbs/12a_foreign.ipynb #83d23cc0
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ __all__ = ['AIR', 'FOIL', 'POSTS', 'VEHICLES', 'towards', 'add_rotor', 'RotorRan
            'car', 'truck_trailer', 'tracked', 'differential', 'stones', 'rover', 'Start', 'Motion', 'motion', 'near',
            'hover', 'fly', 'curve', 'cruise', 'park', 'goal', 'Vehicle']
 
-# %% ../nbs/10e_vehicles.ipynb #e824bac0
+# %% ../nbs/10e_vehicles.ipynb #d74135b0
 from dataclasses import dataclass
 from typing import Callable
 import numpy as np
 import mujoco
-from mujoco import MjSpec, mjtDyn, mjtGeom, mjtIntegrator, mjtJoint, mjtObj, mjtTrn
+from mujoco import MjSpec, mjtDyn, mjtGeom, mjtIntegrator, mjtJoint, mjtTrn
 from .base import ActionMap
-from .building import GRAVITY, Drive, Link, actuate, action_map, draw, dress, first_steady, frame, scene, settle
+from .building import GRAVITY, Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
 
 # %% ../nbs/10e_vehicles.ipynb #6378d390
 AIR = (1.2, 1.8e-5)   # density, kg/m³, and viscosity, Pa·s
