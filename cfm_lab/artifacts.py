@@ -29,14 +29,15 @@ def data_root()->Path:
     if os.environ.get("CFM_DATA"): return Path(os.environ["CFM_DATA"]).expanduser().resolve()
     return (project_root() or Path.cwd())/"data"
 
-# %% ../nbs/02_artifacts.ipynb #1d4ca9e0
+# %% ../nbs/02_artifacts.ipynb #f4043290
 def inside(
     root:Path,       # a folder
     *parts:str,      # names below it
 )->Path:             # the resolved path
     "`root/parts…` if that lies under `root`, else `BadInput`."
     root = Path(root).resolve()
-    path = root.joinpath(*parts).resolve()
+    try: path = root.joinpath(*parts).resolve()
+    except (ValueError,TypeError,OSError) as e: raise BadInput(f"{parts!r} is no path", str(root), str(e), "Use a plain name.") from None
     if not path.is_relative_to(root): raise BadInput(f"{'/'.join(map(str,parts))!r} leads out of its folder", str(root), f"it is {path}", "Use a plain name.")
     return path
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAIN', 'FAT', 'put', 'house', 'call', 'find_study', 'caches', 'size', 'last_run', 'ending', 'run', 'test', 'lab',
            'setup', 'slim', 'nbdev', 'clean', 'readme', 'export', 'tasks', 'add_robot', 'remove_robot', 'collect',
-           'exam', 'bench', 'parser', 'main']
+           'data', 'verify', 'exam', 'bench', 'parser', 'main']
 
 # %% ../nbs/73_cli.ipynb #c99e50c0
 import argparse, importlib, json, os, re, shutil, signal, subprocess, sys
@@ -177,7 +177,7 @@ def export(args=None):
     atomic_write(root/"README.md", readme(root/"nbs"/"index.ipynb"))
     print("written: cfm_lab/, README.md")
 
-# %% ../nbs/73_cli.ipynb #8531b200
+# %% ../nbs/73_cli.ipynb #cd73a480
 def tasks(args):
     "`cfm tasks`, `cfm tasks add robot.xml`, `cfm tasks remove own-robot`"
     if args.do_what: return put(_CHANGES[args.do_what](args), args.json or "-")
@@ -216,6 +216,73 @@ def collect(args):
         for sentence in recipe.limits_kept(store): print(f"mixture: {sentence}")
     put(dict(data_set="/".join(store.root.parts[-2:]), content_hash=store.content_hash(), card=data_card(store), limits_broken=recipe.limits_kept(store)), args.json)
 
+# %% ../nbs/73_cli.ipynb #b4161d10
+def data(args):
+    "`cfm data`, `cfm data show cfm/pretrain-v0 gym-hopper`, `cfm data export NAME FOLDER` …"
+    from cfm_lab.store import data_sets
+    if args.do_what: return put(_DATA[args.do_what](args), args.json or "-")
+    rows = [_line(n,p) for n,p in data_sets().items()]
+    if args.json!="-": print("\n".join(r.pop("text") for r in rows) or "no data sets yet: cfm collect makes one")
+    put(rows, args.json)
+
+def _line(name, root):      # a data set that can't be read is listed too
+    from cfm_lab.store import open_store
+    try: card = open_store(root).card()
+    except BadInput as e: return dict(name=name, error=str(e), text=f"{name:28}  {e}")
+    said = {k:card[k] for k in ("episodes","transitions","megabytes","content_hash")} | dict(tasks=len(card["tasks"]), robots=len(card["robots"]))
+    return dict(name=name, root=root, **said, text=f"{name:28}  {said['tasks']:4} tasks or families  {said['episodes']:7,} episodes  {said['transitions']:11,} transitions  {said['megabytes']:9,.1f} MB  content {said['content_hash'][:12]}")
+
+def _show(args):
+    "A card; or the episodes of a task; or one episode."
+    from cfm_lab.store import find_data_set, group_of, open_store
+    store = open_store(find_data_set(_need(args.name, "a data set", "cfm data show NAME")))
+    if not args.what: return store.card()
+    found = [e for e in store.episodes() if args.what in (e.task, group_of(e.task))]
+    return [vars(e) for e in found] if found else store.summary(args.what)
+
+def _need(word, what, mend):
+    if not word: raise BadInput(f"{what} is missing", "cfm data", mend=f"Write {mend}.")
+    return word
+
+# %% ../nbs/73_cli.ipynb #801d3f20
+def _export(args):
+    from cfm_lab.store import find_data_set, open_store
+    from cfm_lab.upkeep import export_store
+    folder = export_store(open_store(find_data_set(_need(args.name, "a data set", "cfm data export NAME FOLDER"))), Path(_need(args.what, "a folder", "cfm data export NAME FOLDER")))
+    return dict(exported=folder, megabytes=round(sum(f.stat().st_size for f in folder.rglob("*"))/1e6,1))
+
+def _import(args):
+    from cfm_lab.collect import dataset_path
+    from cfm_lab.upkeep import import_store
+    store = import_store(Path(_need(args.name, "a folder", "cfm data import FOLDER NAME")), dataset_path(_need(args.what, "a name", "cfm data import FOLDER NAME")))
+    return dict(imported=store.root, content_hash=store.content_hash())
+
+def _compact(args):
+    from cfm_lab.store import find_data_set, open_store
+    from cfm_lab.upkeep import compact
+    store = compact(open_store(find_data_set(_need(args.name, "a data set", "cfm data compact NAME"))))
+    return dict(compacted=store.root, shards=store.query("SELECT count(*) FROM files WHERE file LIKE 'shards/%'")[0][0])
+
+_DATA = {"show":_show, "export":_export, "import":_import, "compact":_compact}
+
+# %% ../nbs/73_cli.ipynb #09cec970
+def verify(args):
+    "`cfm verify`"
+    from cfm_lab.store import find_data_set, open_store
+    from cfm_lab.upkeep import rebuild, verify
+    root = find_data_set(args.name)
+    if args.rebuild:
+        for sentence in rebuild(root)[1]["damaged"]: print(sentence, file=sys.stderr)
+    store = open_store(root)
+    verdict,played = verify(store),None
+    if args.replay:
+        from cfm_lab.collect import replay_check
+        played = replay_check(store, args.replay)
+    if args.json!="-": print(verdict, *([f"replayed {played['checked']}, equal to the bit {played['equal']}"] if played else []), sep="\n")
+    put(dict(root=root, files=verdict.files, episodes=verdict.episodes, findings=[vars(f) for f in verdict.findings], replay=played), args.json)
+    return int(not verdict or bool(played and played["equal"]<played["checked"]))
+
+# %% ../nbs/73_cli.ipynb #d8c2b570
 def exam(args):
     "`cfm exam`"
     try: room = importlib.import_module(f"cfm_lab.exam_{args.name}")
@@ -232,7 +299,7 @@ def bench(args):
     if args.name not in BENCHES: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(BENCHES)}.")
     put(BENCHES[args.name](quick=args.quick), args.json or "-")
 
-# %% ../nbs/73_cli.ipynb #da6c2a80
+# %% ../nbs/73_cli.ipynb #33bcdbe0
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -261,6 +328,14 @@ def parser():
     p.add_argument("task", nargs="+", help="an id, a family such as walker-family, or a recipe of the project such as cfm/pretrain-v0")
     p.add_argument("--name", default="local/collected-v0", help="of the data set")
     for name,n,text in (("episodes",16,"of each task or body"),("steps",200,"control steps of an episode"),("bodies",10,"of each family"),("seed",0,"of the data set"),("workers",1,"processes")): p.add_argument("--"+name, type=int, default=n, help=f"{text} ({n})")
+    p = word(data, "list the data sets; show one, or an episode; export, import, compact", json=True)
+    p.add_argument("do_what", nargs="?", choices=sorted(_DATA), metavar="|".join(_DATA))
+    p.add_argument("name", nargs="?", metavar="NAME|FOLDER", help="a data set; a folder to import")
+    p.add_argument("what", nargs="?", metavar="TASK|UID|FOLDER|NAME", help="show: a task, or an episode's uid; export: a new folder; import: a new name")
+    p = word(verify, "read every byte of a data set and compare everything with everything", json=True)
+    p.add_argument("name", help="a data set, such as cfm/pretrain-v0, or its folder")
+    p.add_argument("--replay", type=int, nargs="?", const=8, default=0, metavar="N", help="simulate N episodes again (8) and compare bit by bit")
+    p.add_argument("--rebuild", action="store_true", help="make the catalogue again from the files, first")
     p = word(exam, "run an exam", json=True)
     p.add_argument("name", help="coverage | dynamics")
     p.add_argument("--only", default="", metavar="NAME,…", help="a part of it")

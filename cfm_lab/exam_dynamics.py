@@ -140,7 +140,7 @@ def adapt(
     if settings.share<1: model.load_state_dict(blend(old,model.state_dict(),settings.share))
     return model
 
-# %% ../nbs/62_exam_dynamics.ipynb #e3f65cd0
+# %% ../nbs/62_exam_dynamics.ipynb #bdcf8f00
 LEARNING = ("cfm_lab.train","cfm_lab.dynamics","cfm_lab.loader")      # whose source weights depend on
 SCORING = ("cfm_lab.references","cfm_lab.statistics")                 # whose source a score depends on, besides
 
@@ -173,7 +173,7 @@ def pretrained(
     "The pre-trained model of a seed; trained if it is not there yet, resumed if it was cut."
     from cfm_lab.train import fit
     run,seed = weights_run(plan,seed),seed if plan.weights_seed is None else plan.weights_seed
-    if not (run.path/"card.json").exists():
+    if not (run.path/"config.json").exists():          # it comes last
         store = collect(plan.recipe, workers=2, progress=bool(progress))
         corpus,model = Corpus(store),make_model(plan,seed)
         T,count = PAST+plan.model.unroll,[0]

@@ -27,17 +27,21 @@ def window_starts(
     episode = np.searchsorted(flat.ends, s, side="right")
     return s[(good[s+T]-good[s]==T) & (s+T<=flat.ends[episode])]
 
-# %% ../nbs/24_loader.ipynb #73489f80
+# %% ../nbs/24_loader.ipynb #631df010
 def take(
     flat:Flat,
     starts,            # `(K,)`, from `window_starts`
     T:int,
 )->Window:
     "The windows that start at these rows."
-    i = np.asarray(starts)[:,None]+np.arange(T)
-    return Window(flat.state_TC[i], flat.action_TA[i], flat.command_TU[i])
+    starts = np.asarray(starts).tolist()
+    def rows(x):                     # one copy of memory per window is faster than an index for each row
+        out = np.empty((len(starts),T)+x.shape[1:], x.dtype)
+        for k,a in enumerate(starts): out[k] = x[a:a+T]
+        return out
+    return Window(rows(flat.state_TC), rows(flat.action_TA), rows(flat.command_TU))
 
-# %% ../nbs/24_loader.ipynb #ccf550a0
+# %% ../nbs/24_loader.ipynb #d4091550
 class Corpus:
     "Flat arrays of every task, in memory."
     def __init__(self,
@@ -54,10 +58,10 @@ class Corpus:
             self.flats = tuple(flatten(specs[s], t, es) for (t,s),es in out.items())
         if not self.flats: raise BadInput("there are no episodes", "corpus", f"split {split!r}, tasks {tasks}", "Collect some first.")
         self.variants = tuple(variants(f) for f in self.flats)
-        self._starts,self._odds = {},{}
+        self._starts,self._together,self._odds = {},{},{}
     def __repr__(self): return f"Corpus: {len(self.flats)} tasks, {sum(len(f.ends) for f in self.flats)} episodes, {self.transitions} transitions"
 
-# %% ../nbs/24_loader.ipynb #2bdbd9a0
+# %% ../nbs/24_loader.ipynb #e9219e60
 @patch(as_prop=True)
 def transitions(self:Corpus)->int:
     "Valid transitions."
@@ -70,6 +74,16 @@ def starts(self:Corpus,
     "Where windows of T rows may start."
     if T not in self._starts: self._starts[T] = [window_starts(f,T) for f in self.flats]
     return self._starts[T]
+
+@patch
+def all_starts(self:Corpus,
+    T:int,             # rows
+)->tuple:              # the same end to end; where each task begins in it; how many it has
+    "Where windows of T rows may start, in one array."
+    if T not in self._together:
+        many = np.array([len(s) for s in self.starts(T)])
+        self._together[T] = np.concatenate(self.starts(T)),np.cumsum(many)-many,many
+    return self._together[T]
 
 # %% ../nbs/24_loader.ipynb #aca76ac0
 def _same_card(a, b): return all(np.array_equal(x,static(b)[n]) for n,x in static(a).items())
@@ -117,7 +131,7 @@ def odds(self:Corpus,
         self._odds[key] = p/p.sum()
     return self._odds[key]
 
-# %% ../nbs/24_loader.ipynb #d2a29130
+# %% ../nbs/24_loader.ipynb #62edb1b0
 def pieces(
     corpus:Corpus,
     weights:Mapping|None,     # task or family → weight; None: `mixture(corpus)`
@@ -128,12 +142,14 @@ def pieces(
     "The windows of batch k, put together by robot."
     rng,p = np.random.default_rng([seed,k]),corpus.odds(weights,T)
     picks,n = np.unique(rng.choice(len(p), size, p=p), return_counts=True)
-    out = []
-    for i,m in zip(picks,n):
-        flat,(specs,index) = corpus.flats[i],corpus.variants[i]
-        rows = np.sort(rng.choice(corpus.starts(T)[i], m))
-        shown = index[np.searchsorted(flat.ends, rows, side="right")]
-        out += [(specs[v], take(flat, rows[shown==v], T)) for v in np.unique(shown)]
+    starts,first,many = corpus.all_starts(T)
+    draw = np.repeat(first[picks],n) + rng.integers(0, np.repeat(many[picks],n))       # one call for all tasks
+    rows,ends,out = starts[draw],np.cumsum(n).tolist(),[]
+    for i,a,b in zip(picks.tolist(), [0,*ends], ends):
+        flat,(specs,index),some = corpus.flats[i],corpus.variants[i],np.sort(rows[a:b]) if b-a>1 else rows[a:b]
+        if len(specs)==1: out.append((specs[0], take(flat, some, T))); continue
+        shown = index[np.searchsorted(flat.ends, some, side="right")]
+        out += [(specs[v], take(flat, some[shown==v], T)) for v in np.unique(shown)]
     return out
 
 # %% ../nbs/24_loader.ipynb #36f919f0

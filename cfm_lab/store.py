@@ -4,26 +4,28 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FOLDERS', 'check_filesystem', 'Store', 'new_head', 'create_store', 'open_store', 'locked', 'episode_rows',
-           'Entry', 'crc_file', 'Flat', 'flatten', 'write_crcs', 'group_of', 'data_sets']
+           'Entry', 'crc_file', 'Flat', 'flatten', 'write_crcs', 'group_of', 'data_sets', 'find_data_set']
 
-# %% ../nbs/20a_store.ipynb #b120c700
+# %% ../nbs/20a_store.ipynb #a0fb5c10
 import fcntl, importlib.metadata, json, os, re, sqlite3, threading, time, uuid, warnings
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 from urllib.parse import quote
 import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, Episode, Spec, check_episode, check_slug, spec_from_dict, spec_to_dict
-from .artifacts import atomic_write, data_root, disk_full, fsync_folder, full, inside, read_sealed, sha256, write_sealed
+from .artifacts import atomic_write, data_root, disk_full, fsync_folder, full, inside, read_json, read_sealed, sha256, write_sealed
 from .shards import EpisodeFile, Part, arrays, block_crcs, combined_hash, commit_groups, edits_of, episode_hash, pack, part_of, timed, unpack
 
-# %% ../nbs/20a_store.ipynb #bb642b40
+# %% ../nbs/20a_store.ipynb #5a366c10
 _TABLES = """
 CREATE TABLE files(file TEXT PRIMARY KEY, size INTEGER, sha256 TEXT, episodes INTEGER);
 CREATE TABLE episodes(uid TEXT PRIMARY KEY, file TEXT, part INTEGER, i INTEGER, task TEXT, split TEXT, spec TEXT, robot TEXT, seed INTEGER, behaviour TEXT, dt REAL, rows INTEGER, transitions INTEGER, hash TEXT);
 CREATE TABLE set_aside(uid TEXT PRIMARY KEY, file TEXT, task TEXT, split TEXT, seed INTEGER, kind TEXT, reason TEXT);
+CREATE TABLE facts(name TEXT PRIMARY KEY, value TEXT);
 CREATE INDEX by_task ON episodes(task, split, seed);
 CREATE INDEX by_file ON episodes(file);
 """
@@ -98,7 +100,7 @@ def _commit(self:Store,
         if full(e): raise disk_full(self.root/self.catalogue) from None
         raise BadInput("can't be written", str(self.root/self.catalogue), str(e), f"If it is damaged: cfm verify {self.root} --rebuild.") from None
 
-# %% ../nbs/20a_store.ipynb #db46e820
+# %% ../nbs/20a_store.ipynb #cf26bc00
 FORMAT,FOLDERS = 2,("specs","spool","shards","quarantine")
 def _version(name):
     try: return importlib.metadata.version(name)
@@ -123,10 +125,11 @@ def create_store(
     if foreign: raise BadInput(f"the folder holds other files ({foreign[0]})", str(root), mend="Choose an empty folder.")
     for d in FOLDERS: (root/d).mkdir(parents=True, exist_ok=True)
     check_filesystem(root)
-    store = Store(root)
+    store,head = Store(root),new_head(card)
     store._create_catalogue()
+    store._commit([("INSERT OR REPLACE INTO facts VALUES (?,?)", [("uuid",head["uuid"])])])
     for s in specs: store.add_spec(s)
-    write_sealed(root/"cfm_dataset.json", new_head(card), 1)
+    write_sealed(root/"cfm_dataset.json", head, 1)
     return store
 
 @patch
@@ -136,7 +139,7 @@ def _create_catalogue(self:Store):
         self.close()
         raise disk_full(self.root/self.catalogue) if full(e) else BadInput("can't be made", str(self.root/self.catalogue), str(e), "Choose another folder.") from None
 
-# %% ../nbs/20a_store.ipynb #88afa2b0
+# %% ../nbs/20a_store.ipynb #f776e120
 @patch
 def head(self:Store)->dict:
     "What cfm_dataset.json says."
@@ -152,12 +155,17 @@ def open_store(
 )->Store:
     "Open a data set."
     store = Store(root)
-    store.head()
+    head = store.head()
     check_filesystem(root)
-    store.query("SELECT count(*) FROM episodes")
+    if store.facts().get("uuid")!=head["uuid"]: raise BadInput("belongs to another data set", str(store.root/"cfm_dataset.json"), "its uuid is not the catalogue's", f"Restore the right one, or make the catalogue fit: cfm verify {store.root} --rebuild.")
     return store
 
-# %% ../nbs/20a_store.ipynb #1a0bbd30
+@patch
+def facts(self:Store)->dict:
+    "What the catalogue knows of the data set's small files: its uuid, and the seal of each spec."
+    return {r[0]:r[1] for r in self.query("SELECT name,value FROM facts")}
+
+# %% ../nbs/20a_store.ipynb #ee7ae790
 @patch
 def add_spec(self:Store,
     spec:Spec,
@@ -167,9 +175,14 @@ def add_spec(self:Store,
     said = json.loads(json.dumps(spec_to_dict(spec)))
     if not path.exists(): write_sealed(path, said)
     elif read_sealed(path)!=said: raise BadInput(f"another spec is called {spec.id!r}", str(path), "episodes of it would be misread", "Give the changed robot another id, or start a new data set.")
+    if not self.query("SELECT 1 FROM facts WHERE name=?", f"specs/{path.name}"): self._commit([_fact(path)])
     self._specs.setdefault(spec.id, spec)
 
-# %% ../nbs/20a_store.ipynb #5f206e90
+def _fact(path):
+    read_sealed(path)
+    return "INSERT OR REPLACE INTO facts VALUES (?,?)", [(f"specs/{path.name}", read_json(path)["seal"])]
+
+# %% ../nbs/20a_store.ipynb #387dcc70
 @patch
 def spec(self:Store,
     id:str,
@@ -180,6 +193,7 @@ def spec(self:Store,
         if not path.exists(): raise BadInput(f"there is no spec {id!r} in this data set", str(self.root), mend="Add it first: store.add_spec(spec).")
         try: self._specs[id] = spec_from_dict(read_sealed(path))
         except (KeyError,TypeError,ValueError,AttributeError) as e: raise e if isinstance(e,BadInput) else BadInput("is not a spec", str(path), repr(e)[:80], "Restore it from a copy.") from None
+        if self._specs[id].id!=id: raise BadInput(f"holds the spec {self._specs.pop(id).id!r}", str(path), mend="Restore it from a copy.")
     return self._specs[id]
 
 @patch(as_prop=True)
@@ -195,7 +209,7 @@ def note(self:Store,
     "Note facts on the data set's card."
     with self.alone(): write_sealed(self.root/"cfm_dataset.json", (h := self.head())|dict(card=h["card"]|facts), 1)
 
-# %% ../nbs/20a_store.ipynb #5a58bea0
+# %% ../nbs/20a_store.ipynb #18ed9f20
 @contextmanager
 def locked(
     path:Path,
@@ -209,9 +223,18 @@ def locked(
         yield
 
 @patch
-def writing(self:Store): "Held by whoever writes files and rows."; return locked(self.root/".writers.lock", alone=False)
+@contextmanager
+def writing(self:Store):
+    "Held by whoever writes files and rows."
+    with ExitStack() as held:
+        with locked(self.root/".gate.lock"): held.enter_context(locked(self.root/".writers.lock", alone=False))
+        yield
+
 @patch
-def alone(self:Store): "Held by whoever must be the only writer."; return locked(self.root/".writers.lock")
+@contextmanager
+def alone(self:Store):
+    "Held by whoever must be the only writer. It keeps the gate, so that writers who come later wait."
+    with locked(self.root/".gate.lock"), locked(self.root/".writers.lock"): yield
 
 # %% ../nbs/20a_store.ipynb #d05d8900
 @patch
@@ -276,7 +299,7 @@ def append(self:Store,
         for e,t in zip(g,p.table): uids.setdefault(id(e),[]).append(t["uid"])
     return [uids[id(e)].pop(0) for e in episodes]
 
-# %% ../nbs/20a_store.ipynb #4cc3e650
+# %% ../nbs/20a_store.ipynb #962be630
 @dataclass(frozen=True)
 class Entry:
     "One line of the catalogue."
@@ -288,6 +311,11 @@ class Entry:
     transitions:int     # valid ones
     hash:str
     def __repr__(self): return f"{self.task} {self.split} seed {self.seed} {self.behaviour}: {self.rows} rows"
+
+_ENTRY = [f.type for f in fields(Entry)]
+def _entry(row):      # a damaged catalogue can hold anything
+    if any(type(v) is not t for v,t in zip(row,_ENTRY)): raise BadInput("is damaged", "catalog.sqlite", f"row {tuple(row)[:3]}", "Make it again from the files: cfm verify NAME --rebuild.")
+    return Entry(*row)
 
 def _where(**want):
     got = {k:v for k,v in want.items() if v is not None}
@@ -301,7 +329,7 @@ def episodes(self:Store,
 )->list:                     # of `Entry`
     "What the data set holds, by task, split and seed."
     sql,values = _where(task=task, split=split, spec=spec)
-    return [Entry(*r) for r in self.query(f"SELECT * FROM episodes{sql} ORDER BY task,split,seed,hash,uid", *values)]
+    return [_entry(r) for r in self.query(f"SELECT * FROM episodes{sql} ORDER BY task,split,seed,hash,uid", *values)]
 
 # %% ../nbs/20a_store.ipynb #2c32a3b0
 def crc_file(
@@ -329,7 +357,7 @@ def _file(self:Store, file):
         self._files[file] = EpisodeFile(path, size, digest, crcs)
     return self._files[file]
 
-# %% ../nbs/20a_store.ipynb #69bf2c40
+# %% ../nbs/20a_store.ipynb #87c8da10
 @patch
 def _part(self:Store, e):
     "The part that an entry lies in, and its place there."
@@ -339,7 +367,7 @@ def _part(self:Store, e):
             now = self.query("SELECT * FROM episodes WHERE uid=?", e.uid)
             if not now: raise BadInput(f"the episode {e.uid} is gone", str(self.root), "somebody deleted it or set it aside", "List the episodes again.") from None
             if now[0]["file"]==e.file: raise
-            e = Entry(*now[0])
+            e = _entry(now[0])
     raise BadInput(f"the episode {e.uid} moves all the time", str(self.root), mend="Wait until the compactions have ended.")
 
 @patch
@@ -349,7 +377,7 @@ def entry(self:Store,
     "The line of this uid."
     row = self.query("SELECT * FROM episodes WHERE uid=?", uid)
     if not row: raise BadInput(f"no episode has the uid {uid!r}", str(self.root), mend="List them with store.episodes().")
-    return Entry(*row[0])
+    return _entry(row[0])
 
 @patch
 def read(self:Store,
@@ -409,13 +437,14 @@ def flat(self:Store,
         if tasks is None or e.task in tasks: out.setdefault((e.task,e.spec), []).append(e)
     return [self._flat(self.spec(s), t, es) for (t,s),es in out.items()]
 
-# %% ../nbs/20a_store.ipynb #e96e1e40
+# %% ../nbs/20a_store.ipynb #3044ba80
 @patch
-def _bury(self:Store, kind, reason, rows):
-    "Write a tombstone; returns what the catalogue must do."
+def _bury(self:Store, kind, reason, rows, more=()):
+    "Write a tombstone, then let the catalogue follow in one transaction with `more`."
     name = f"quarantine/{uuid.uuid4().hex}.tombstone.json"
-    write_sealed(self.root/name, dict(kind=kind, reason=reason, when=time.time(), episodes=[{k:r[k] for k in ("uid","task","split","seed")} for r in rows]))
-    return self._buried(name)
+    if rows: write_sealed(self.root/name, dict(kind=kind, reason=reason, when=time.time(), episodes=[{k:r[k] for k in ("uid","task","split","seed")} for r in rows]))
+    try: self._commit([*more, *(self._buried(name) if rows else ())])
+    except BadInput: (self.root/name).unlink(missing_ok=True); raise      # nothing was committed
 
 @patch
 def _buried(self:Store, name):
@@ -431,10 +460,10 @@ def delete(self:Store,
     "Delete episodes. Their bytes go at the next compaction."
     rows = [vars(self.entry(u)) for u in dict.fromkeys(uids)]
     with self.writing():
-        if rows: self._commit(self._bury("deleted", reason, rows))
+        if rows: self._bury("deleted", reason, rows)
     return len(rows)
 
-# %% ../nbs/20a_store.ipynb #7d2ee060
+# %% ../nbs/20a_store.ipynb #6c7606f0
 @patch
 def set_aside(self:Store,
     file:str,                     # as the error names it, below the root
@@ -454,9 +483,8 @@ def set_aside(self:Store,
             moved += [("INSERT INTO files VALUES (?,?,?,?)", [(name,len(blob),sha256(blob),len(p))]), ("UPDATE episodes SET file=?,part=0,i=? WHERE uid=?", [(name,i,t["uid"]) for i,t in enumerate(p.table)])]
         kept = {t["uid"] for p in sound for t in p.table}
         lost = [dict(r) for r in rows if r["uid"] not in kept]
-        graves = self._bury("damaged", reason, lost) if lost else []
+        self._bury("damaged", reason, lost, [*moved, ("DELETE FROM files WHERE file=?", [(file,)])])
         if path.exists(): os.replace(path, self._folder("quarantine")/(path.name+".damaged")); fsync_folder(self.root/"quarantine")
-        self._commit(moved+graves+[("DELETE FROM files WHERE file=?", [(file,)])])
     self._files.pop(file, None)
     return len(lost)
 
@@ -491,7 +519,7 @@ def done(self:Store,
     "The seeds of a task that need not be collected again: stored, deleted, or known to diverge."
     return {r[0] for r in self.query("SELECT seed FROM episodes WHERE task=? AND split=? UNION SELECT seed FROM set_aside WHERE task=? AND split=? AND kind!='damaged'", task, split, task, split)}
 
-# %% ../nbs/20a_store.ipynb #2e721190
+# %% ../nbs/20a_store.ipynb #7fdf5180
 @patch
 def unknown_file(self:Store,
     path:Path,
@@ -512,50 +540,66 @@ def _filled(self:Store, p):
     return replace(p, robot=self.spec(p.spec).robot, table=[dict(t, transitions=move(p.episode(i).valid_T)) for i,t in enumerate(p.table)])
 
 @patch
-def recover(self:Store)->dict:      # how many episodes were taken in, how many files dropped; what is damaged
-    "Take in what dead writers have left. Waits for living ones."
+def _known(self:Store):
+    "Where each episode stands that the catalogue knows: uid → file."
+    return {r[0]:r[1] for r in self.query("SELECT uid,file FROM episodes UNION SELECT uid,file FROM set_aside")}
+
+@patch
+def _unknown(self:Store, pattern):
+    "Files of which the catalogue knows nothing."
+    known = {r[0] for r in self.query("SELECT file FROM files UNION SELECT file FROM set_aside UNION SELECT name FROM facts")}
+    return [p for p in sorted(self.root.glob(pattern)) if p.name[0]!="." and str(p.relative_to(self.root)) not in known]
+
+@patch
+def _take_in(self:Store, path, known):
+    "Enter those episodes of a file that are sound and unknown; returns how many, and the uids of damaged ones."
+    name = str(path.relative_to(self.root))
+    size,digest,parts,bad = self.unknown_file(path)
+    rows = [r for r in episode_rows(name,parts) if r[0] not in known and r[0] not in bad]
+    if rows:
+        if name.startswith("shards/"): write_crcs(path, path.read_bytes())
+        enter = (_SET_ASIDE, [(r[0],name,r[4],r[5],r[8],"diverged",parts[r[2]].reason) for r in rows]) if name.startswith("quarantine/") else (_EPISODE,rows)
+        self._commit([("INSERT INTO files VALUES (?,?,?,?)", [(name,size,digest,sum(map(len,parts)))]), enter])
+        known |= {r[0]:name for r in rows}
+    elif not bad and self._all_sound({known[t["uid"]] for p in parts for t in p.table}): path.unlink(); crc_file(path).unlink(missing_ok=True)
+    return len(rows)*(not name.startswith("quarantine/")),bad-set(known)
+
+# %% ../nbs/20a_store.ipynb #46d40490
+@patch
+def recover(self:Store)->dict:      # how many episodes were taken in; what is damaged, in words
+    "Take in what dead writers have left, and drop what stands there twice. Waits for living writers."
     with self.alone(): return self._recover()
 
 @patch
 def _recover(self:Store):
-    left,twice,todo,taken = [],[],[],0
     for d in FOLDERS:
         for temp in (self.root/d).rglob(".*.tmp"): temp.unlink()
-    known = {r[0] for r in self.query("SELECT file FROM files UNION SELECT file FROM set_aside")}
-    home = {r[0]:r[1] for t in ("episodes","set_aside") for r in self.query(f"SELECT uid,file FROM {t}")}
-    gone = {r[0] for r in self.query("SELECT uid FROM set_aside")}
-    for f in sorted((self.root/"quarantine").glob("*.tombstone.json")):
-        name = f"quarantine/{f.name}"
-        if name in known: continue
-        try: todo += (mine := self._buried(name))
-        except BadInput as e: left.append(str(e)); continue
-        gone |= {r[0] for r in mine[1][1]}; home |= {r[0]:name for r in mine[1][1]}
-    for d in ("quarantine","shards","spool"):
-        for path in sorted((self.root/d).rglob("*.safetensors")):
-            name = str(path.relative_to(self.root))
-            if name in known: continue
-            try: size,digest,parts,bad = self.unknown_file(path)
-            except (BadInput,KeyError) as e: left.append(str(e)); continue
-            rows = [r for r in episode_rows(name,parts) if r[0] not in home and r[0] not in bad]
-            left += [f"{path}: episode {u} is damaged. Restore the file from a copy." for u in sorted(bad-set(home))]
-            if not rows:
-                if not bad and not (d=="quarantine" and gone>={t["uid"] for p in parts for t in p.table}): twice.append((path,{t["uid"] for p in parts for t in p.table}))
-                continue
-            if d=="shards": write_crcs(path, path.read_bytes())
-            reason = {t["uid"]:p.reason for p in parts for t in p.table}
-            todo.append(("INSERT INTO files VALUES (?,?,?,?)", [(name,size,digest,sum(map(len,parts)))]))
-            if d=="quarantine": todo.append((_SET_ASIDE, [(r[0],name,r[4],r[5],r[8],"diverged",reason[r[0]]) for r in rows])); gone |= {r[0] for r in rows}
-            else: todo.append((_EPISODE, rows)); taken += len(rows)
-            home |= {r[0]:name for r in rows}
-    if todo: self._commit(todo)
-    dropped = [path for path,uids in twice if self._all_sound({home[u] for u in uids-gone})]
-    for path in dropped: path.unlink(); crc_file(path).unlink(missing_ok=True)
-    return dict(taken_in=taken, dropped=len(dropped), damaged=left)
+    left,taken = [],0
+    def tried(f, path, *args):
+        try: return f(path, *args)
+        except (BadInput,KeyError) as e: left.append(str(e))
+    facts = [tried(_fact,p) for p in self._unknown("specs/*.json")]
+    if any(facts): self._commit([f for f in facts if f])
+    known = self._known()
+    for p in self._unknown("quarantine/*.tombstone.json"):
+        said = tried(self._buried, f"quarantine/{p.name}")
+        if said and any(not known.get(r[0],"").endswith(".tombstone.json") for r in said[1][1]): self._commit(said); known |= {r[0]:r[1] for r in said[1][1]}
+    for pattern in ("quarantine/*.safetensors","shards/*/*.safetensors","spool/*/*.safetensors"):
+        for p in self._unknown(pattern):
+            n,bad = tried(self._take_in, p, known) or (0,())
+            taken += n
+            left += [f"{p}: episode {u} is damaged. Restore the file from a copy." for u in sorted(bad)]
+    return dict(taken_in=taken, damaged=left)
 
 @patch
 def _all_sound(self:Store, files):
-    "Can all parts of these files be read?"
-    try: return all(self._file(f).part(k) is not None for f in files for k in range(len(self._file(f).parts)))
+    "Can all these files be read?"
+    try:
+        for f in files:
+            if f.endswith(".json"): read_sealed(self.root/f)
+            else:
+                for k in range(len(self._file(f).parts)): self._file(f).part(k)
+        return True
     except BadInput: return False
 
 def write_crcs(
@@ -618,10 +662,20 @@ def summary(self:Store,
     return dict(vars(e), edits=len(ep.edits), sensors={n:list(x.shape) for n,x in ep.sensors.items()}, reward=None if ep.reward_T is None else round(float(ep.reward_T.sum()),6),
         channels={c.name:[c.unit,*span(x)] for c,x in zip(spec.channels,ep.state_TC.T)}, actions={n:["",*span(x)] for n,x in zip(spec.action.names,ep.action_TA.T)})
 
-# %% ../nbs/20a_store.ipynb #e0e2cec0
+# %% ../nbs/20a_store.ipynb #faab7600
 def data_sets(
     root:Path|None=None,     # default: data/datasets
 )->dict:                     # "<namespace>/<name>" → folder
     "The data sets that are there."
     root = Path(root or data_root()/"datasets")
     return {"/".join(p.parent.parts[-2:]):p.parent for p in sorted(root.glob("*/*/cfm_dataset.json"))}
+
+def find_data_set(
+    name:str|Path,       # "cfm/pretrain-v0", or a folder
+)->Path:
+    "The folder of a data set."
+    have = data_sets()
+    if str(name) in have: return have[str(name)]
+    if Path(name).is_dir(): return Path(name)
+    near = get_close_matches(str(name), have, 1)
+    raise BadInput(f"no data set {str(name)!r}", str(data_root()/"datasets"), f"there are {', '.join(have) or 'none yet'}", f"Did you mean {near[0]!r}?" if near else "Collect one: cfm collect.")

@@ -108,7 +108,7 @@ class Verdict:
     def __bool__(self): return not self.findings
     def __repr__(self): return "\n".join([f"Verdict: {self.files} files, {self.bytes/1e6:.1f} MB, {self.episodes} episodes: "+(f"{len(self.findings)} findings" if self.findings else "all is well"), *map(repr,self.findings)])
 
-# %% ../nbs/20b_upkeep.ipynb #c0c96660
+# %% ../nbs/20b_upkeep.ipynb #820ef9c0
 def _tries(found, name, check, *args):
     "Call a check; what it finds wrong is noted."
     try: return check(*args)
@@ -116,20 +116,25 @@ def _tries(found, name, check, *args):
 
 def _check_plain(store, found):
     "Head, specs, tombstones, the catalogue's own structure."
-    _tries(found, "cfm_dataset.json", store.head)
-    for p in sorted((store.root/"specs").glob("*.json")): _tries(found, f"specs/{p.name}", Store(store.root).spec, p.stem)
+    head = _tries(found, "cfm_dataset.json", store.head)
+    facts = _tries(found, store.catalogue, store.facts) or {}
+    if (head or {}).get("uuid")!=facts.get("uuid"): found.append(Finding("cfm_dataset.json", "belongs to another data set: its uuid is not the catalogue's"))
+    for p in sorted((store.root/"specs").glob("*.json")):
+        name = f"specs/{p.name}"
+        if _tries(found, name, Store(store.root).spec, p.stem) and name in facts and read_json(p)["seal"]!=facts[name]: found.append(Finding(name, "is another spec than the one that was added"))
     for s, in store.query("SELECT DISTINCT spec FROM episodes"):
         if not (store.root/"specs"/f"{s}.json").exists(): found.append(Finding(f"specs/{s}.json", "is missing"))
+        elif f"specs/{s}.json" not in facts: found.append(Finding(store.catalogue, f"does not know specs/{s}.json"))
     said = _tries(found, store.catalogue, store.query, "PRAGMA integrity_check")
     if said and said[0][0]!="ok": found.append(Finding(store.catalogue, said[0][0]))
 
-# %% ../nbs/20b_upkeep.ipynb #980a1e60
+# %% ../nbs/20b_upkeep.ipynb #7432df10
 _SAME = ("task","split","spec","robot","seed","behaviour","dt","rows","transitions","hash")
 
 def _check_file(store, row, alive, gone, found):
     "One file of episodes against its row, its CRCs and the rows of its episodes."
     name = row["file"]
-    blob = (store.root/name).read_bytes()
+    blob = inside(store.root,name).read_bytes()
     if len(blob)!=row["size"]: raise BadInput("is torn", why=f"{len(blob)} bytes, not {row['size']}")
     if sha256(blob)!=row["sha256"]: raise BadInput("is damaged", why="its SHA-256 is not the catalogue's")
     if name.startswith("shards/"):
@@ -148,19 +153,19 @@ def _check_file(store, row, alive, gone, found):
             elif uid not in alive: found.append(Finding(store.catalogue, f"does not know {uid} in {name}"))
         yield from (t["uid"] for t in p.table)
 
-# %% ../nbs/20b_upkeep.ipynb #1b0a9040
+# %% ../nbs/20b_upkeep.ipynb #17c3a710
 def _check_tombstones(store, gone, found):
     "Tombstones against the catalogue."
-    written = {}
+    written = {}                   # uid → what tombstones say of it; a deletion that was killed may have left two
     for p in sorted((store.root/"quarantine").glob("*.tombstone.json")):
         name = f"quarantine/{p.name}"
         t = _tries(found, name, read_sealed, p)
-        written |= {e["uid"]:(name,e["task"],e["split"],e["seed"],t["kind"],t["reason"]) for e in (t or {}).get("episodes",())}
+        for e in (t or {}).get("episodes",()): written.setdefault(e["uid"],[]).append((name,e["task"],e["split"],e["seed"],t["kind"],t["reason"]))
     for uid,said in written.items():
-        if uid not in gone: found.append(Finding(said[0], f"{uid} was {said[4]}, but the catalogue does not know it"))
-        elif tuple(gone[uid][c] for c in ("file","task","split","seed","kind","reason"))!=said: found.append(Finding(store.catalogue, f"says something else of {uid} than {said[0]}"))
+        if uid not in gone: found.append(Finding(said[0][0], f"{uid} was {said[0][4]}, but the catalogue does not know it"))
+        elif tuple(gone[uid][c] for c in ("file","task","split","seed","kind","reason")) not in said: found.append(Finding(store.catalogue, f"says something else of {uid} than {said[0][0]}"))
     for uid,r in gone.items():
-        if uid not in written and not (r["kind"]=="diverged" and (store.root/r["file"]).exists()): found.append(Finding(r["file"], "is missing"))
+        if uid not in written and not (r["kind"]=="diverged" and _tries(found, store.catalogue, lambda: inside(store.root,r["file"]).exists())): found.append(Finding(r["file"], "is missing"))
 
 def verify(
     store:Store,
@@ -176,14 +181,14 @@ def verify(
     bad = {f.file for f in found}
     for uid,r in alive.items():
         if r["file"] not in files: found.append(Finding(store.catalogue, f"{uid} lies in {r['file']}, of which it knows nothing"))
-    found += [Finding(alive[u]["file"], f"does not hold {u}") for u in sorted(set(alive)-set(uids)) if alive[u]["file"] in files and alive[u]["file"] not in bad]
-    _check_tombstones(store, gone, found)
+    found += [Finding(alive[u]["file"], f"does not hold {u}") for u in sorted(set(alive)-set(uids), key=str) if alive[u]["file"] in files and alive[u]["file"] not in bad]
+    _tries(found, store.catalogue, _check_tombstones, store, gone, found)
     for d in ("spool","shards","quarantine"):
         for p in sorted((store.root/d).rglob("*.safetensors")):
             if str(p.relative_to(store.root)) not in files: found.append(Finding(str(p.relative_to(store.root)), "is not in the catalogue: a writer was killed, or the catalogue is not the newest. store.recover() takes it in"))
     return Verdict(len(files), size, len(alive), tuple(found))
 
-# %% ../nbs/20b_upkeep.ipynb #3bbc4eb0
+# %% ../nbs/20b_upkeep.ipynb #caeffc70
 def rebuild(
     root:Path,
 )->tuple:           # the store; what `recover` said
@@ -198,6 +203,8 @@ def rebuild(
             _mend_head(root)
             _seal_old_specs(root)
             fresh._create_catalogue()
+            fresh.query("PRAGMA synchronous=OFF")           # it counts only when it is whole
+            fresh._commit([("INSERT INTO facts VALUES (?,?)", [("uuid",fresh.head()["uuid"])])])
             said = fresh._recover()
             fresh.query("PRAGMA wal_checkpoint(TRUNCATE)")
             fresh.close()
@@ -248,7 +255,7 @@ def _mend_crcs(store, name):
     except BadInput: right = False
     if not right: write_crcs(path, path.read_bytes())
 
-# %% ../nbs/20b_upkeep.ipynb #d6fe1760
+# %% ../nbs/20b_upkeep.ipynb #d39df8b0
 _NAMES = re.compile(r"cfm_dataset\.json|specs/[a-z0-9][a-z0-9_.-]{0,63}\.json|(spool|shards)/[a-z0-9][a-z0-9_.-]{0,63}/[0-9a-f]{32}\.safetensors"
                     r"|shards/[a-z0-9][a-z0-9_.-]{0,63}/[0-9a-f]{32}\.crc\.json|quarantine/[0-9a-f]{32}\.(safetensors|tombstone\.json)")
 
@@ -280,12 +287,19 @@ def _copy(source, target):
     "Copy a file durably."
     with open(source,"rb") as f, atomic_file(target) as g: shutil.copyfileobj(f, g, 2**20)
 
+def _check_room(path, need):
+    "Is there room for so many bytes?"
+    disk = next(p for p in [path.absolute(),*path.absolute().parents] if p.exists())
+    free = shutil.disk_usage(disk).free
+    if need>free: raise BadInput("the disk is full", str(path), f"{need/1e6:.1f} MB are needed, {free/1e6:.1f} MB are free", "Free some space and call again, or choose another disk.")
+
 def export_store(
     store:Store,
     folder:Path,        # does not exist yet
 )->Path:
     "Write a whole data set as one folder, for `import_store`."
     compact(store)
+    _check_room(Path(folder), store.query("SELECT coalesce(sum(size),0) FROM files")[0][0])
     with locked(store.root/".compact.lock", busy="a compaction is running here"), staged(folder) as stage:
         rows = store.query("SELECT file,size,sha256 FROM files")
         plain = ["cfm_dataset.json",*(f"specs/{p.name}" for p in sorted((store.root/"specs").glob("*.json"))),*(f"quarantine/{p.name}" for p in sorted((store.root/"quarantine").glob("*.tombstone.json")))]
@@ -299,7 +313,7 @@ def export_store(
         write_sealed(stage/"manifest.json", dict(format="cfm_lab export 1", content_hash=combined_hash(hashes), episodes=len(hashes), files=listed), 1)
     return Path(folder)
 
-# %% ../nbs/20b_upkeep.ipynb #7c7339c0
+# %% ../nbs/20b_upkeep.ipynb #cbf533d0
 def import_store(
     folder:Path,        # from `export_store`
     root:Path,          # does not exist yet
@@ -309,6 +323,7 @@ def import_store(
     if not (folder/"manifest.json").is_file(): raise BadInput("is no exported data set", str(folder), "there is no manifest.json", "Pass a folder that `cfm data export` wrote.")
     said = read_sealed(folder/"manifest.json")
     _check_manifest(folder, said)
+    _check_room(Path(root), sum(size for size,_ in said["files"].values()))
     with staged(root) as stage:
         for name,(size,digest) in said["files"].items():
             _copy(folder/name, stage/name)
@@ -332,5 +347,3 @@ def _check_manifest(folder, said):
         if path.resolve()!=folder.resolve()/name: raise BadInput("is a link", str(path), "it could lead anywhere", "Copy the file itself.")
         if not path.is_file(): raise BadInput("is missing", str(path), mend="Copy the export again.")
         if path.stat().st_size!=size: raise BadInput("is torn", str(path), f"{path.stat().st_size} bytes, not {size}", "Copy the export again.")
-    need,free = sum(s for s,_ in files.values()),shutil.disk_usage(folder).free
-    if need>free: raise BadInput(f"would need {need/1e9:.1f} GB", str(folder), f"{free/1e9:.1f} GB are free", "Free some space first.")

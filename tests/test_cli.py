@@ -81,3 +81,35 @@ def test_collect_by_the_command(clone, data, capsys):
     assert main(["collect","dm-cartpole-swingup","--episodes","2","--steps","20","--name","local/two-v0","--json"])==0
     assert (data/"datasets"/"local"/"two-v0").is_dir() and len(json.loads(capsys.readouterr().out)["content_hash"])==64
     assert main(["collect","dm-cartpole-swingpu"])==2
+
+def test_data_sets_on_the_command_line(clone, data, capfd):
+    from cfm_lab.collect import Part, Recipe, collect
+    store = collect(Recipe("cfm/two-v0",(Part("dm-cartpole-swingup",2,20),)), progress=False)
+    assert main(["data"])==0 and "cfm/two-v0" in capfd.readouterr().out
+    assert main(["data","--json"])==0
+    assert json.loads(capfd.readouterr().out)[0]["transitions"]==40
+    assert main(["data","show","cfm/two-v0"])==0
+    assert json.loads(capfd.readouterr().out)["content_hash"]==store.content_hash()
+    assert main(["data","show","cfm/two-v0","dm-cartpole-swingup"])==0
+    episode = json.loads(capfd.readouterr().out)[0]
+    assert main(["data","show","cfm/two-v0",episode["uid"]])==0
+    assert "slider" in json.loads(capfd.readouterr().out)["channels"]
+    assert main(["data","export","cfm/two-v0",str(clone/"out")])==0 and main(["data","import",str(clone/"out"),"cfm/again-v0"])==0
+    capfd.readouterr()
+    assert main(["verify","cfm/again-v0","--replay","2","--json"])==0
+    said = json.loads(capfd.readouterr().out)
+    assert said["findings"]==[] and said["replay"]==dict(checked=2,equal=2)
+
+def test_verify_names_the_damaged_file_and_rebuild_mends_the_catalogue(clone, data, capfd):
+    from cfm_lab.collect import Part, Recipe, collect
+    store = collect(Recipe("cfm/two-v0",(Part("dm-cartpole-swingup",2,20),)), progress=False)
+    content = store.content_hash()
+    store.query("PRAGMA wal_checkpoint(TRUNCATE)"); store.close()
+    (store.root/"catalog.sqlite").write_bytes(b"x"*5000)
+    assert main(["verify","cfm/two-v0"])==2 and "--rebuild" in capfd.readouterr().err
+    assert main(["verify","cfm/two-v0","--rebuild","--json"])==0
+    assert main(["data"])==0 and content[:12] in capfd.readouterr().out
+    path = next(store.root.rglob("*.safetensors"))
+    blob = bytearray(path.read_bytes()); blob[-9] ^= 1; path.write_bytes(blob)
+    assert main(["verify","cfm/two-v0"])==1 and path.name in capfd.readouterr().out
+    assert main(["verify","nobody/nothing-v0"])==2 and "no data set" in capfd.readouterr().err
