@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['project_root', 'data_root', 'inside', 'fsync_folder', 'atomic_file', 'full', 'disk_full', 'atomic_write', 'sha256',
-           'plain', 'write_json', 'read_json', 'write_sealed', 'read_sealed', 'resolve_config', 'config_to_dict',
-           'config_from_dict', 'save_weights', 'load_weights', 'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
+           'plain', 'write_json', 'read_json', 'seal', 'unseal', 'write_sealed', 'read_sealed', 'locked',
+           'atomic_folder', 'resolve_config', 'config_to_dict', 'config_from_dict', 'save_weights', 'load_weights',
+           'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
 
-# %% ../nbs/02_artifacts.ipynb #e2936810
-import errno, hashlib, importlib, json, os, re, shutil, uuid
+# %% ../nbs/02_artifacts.ipynb #a33fd1b0
+import errno, fcntl, hashlib, importlib, json, os, re, shutil, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -133,26 +134,78 @@ def read_json(
     except FileNotFoundError: raise BadInput("there is no such file", str(path), mend="Check the path.") from None
     except (ValueError, RecursionError) as e: raise BadInput("is not JSON", str(path), str(e)[:80], "It is damaged or foreign: restore it from a copy, or make it anew.") from None
 
-# %% ../nbs/02_artifacts.ipynb #35532610
-def _seal(x): return sha256(json.dumps(x, sort_keys=True, separators=(",",":")).encode())
+# %% ../nbs/02_artifacts.ipynb #9cdbd8f0
+def seal(
+    x:Mapping,              # JSON-ready
+)->dict:                    # the same as a reader will see it, and its `seal`
+    "A mapping that holds the hash of its content."
+    x = json.loads(json.dumps({k:v for k,v in x.items() if k!="seal"}))
+    return x|dict(seal=sha256(json.dumps(x, sort_keys=True, separators=(",",":")).encode()))
+
+def unseal(
+    x,                      # from `seal`, after a journey
+    where:str,              # named in the error
+)->dict:                    # without the seal
+    "The mapping, if it is what was sealed; else `BadInput`."
+    if not isinstance(x,Mapping) or "seal" not in x: raise BadInput("has no seal", where, "it is not what was written", "Restore it from a copy.")
+    if x["seal"]!=seal(x)["seal"]: raise BadInput("is damaged", where, "its content is not what was written", "Restore it from a copy.")
+    return {k:v for k,v in x.items() if k!="seal"}
 
 def write_sealed(
     path:Path,
     x:Mapping,              # JSON-ready
     indent:int|None=None,   # 1: for people to read
 )->Path:
-    "Write a mapping as JSON that holds the hash of its content."
-    x = json.loads(json.dumps(x))         # as a reader will see it
-    return atomic_write(path, json.dumps(x|dict(seal=_seal(x)), indent=indent, ensure_ascii=False)+"\n")
+    "Write a mapping as sealed JSON."
+    return atomic_write(path, json.dumps(seal(x), indent=indent, ensure_ascii=False)+"\n")
 
 def read_sealed(
     path:Path,
 )->dict:                    # without the seal
     "What `write_sealed` wrote; `BadInput` naming the file if anything in it has changed."
-    x = read_json(path)
-    seal = x.pop("seal",None) if isinstance(x,dict) else None
-    if seal is None or seal!=_seal(x): raise BadInput("is damaged" if seal else "has no seal", str(path), "its content is not what was written", "Restore it from a copy.")
-    return x
+    return unseal(read_json(path), str(path))
+
+# %% ../nbs/02_artifacts.ipynb #d290b770
+@contextmanager
+def locked(
+    path:Path,           # made if need be
+    alone:bool=True,     # False: together with others of this kind
+    busy:str="",         # say this if somebody holds it, instead of waiting
+):
+    "Hold a lock file. A killed process lets go by itself."
+    try: f = open(path,"a")
+    except PermissionError: raise BadInput("can't be written to", str(Path(path).parent), mend="Copy it to a folder of your own.") from None
+    with f:
+        try: fcntl.flock(f, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (fcntl.LOCK_NB if busy else 0))
+        except OSError: raise BadInput(busy, str(Path(path).parent), mend="Wait for it, or choose another folder.") from None
+        yield
+
+@contextmanager
+def atomic_folder(
+    target:Path,        # a folder that does not exist yet, or is empty
+):                      # its stand-in, to be filled
+    "A folder that appears under its name when the block ends well, else not at all."
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())): raise BadInput("exists already", str(target), mend="Choose another name, or delete it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for dead in target.parent.glob(f".{target.name}.*.tmp"):
+        with locked(dead/".stage.lock", busy="somebody else is writing this folder"): shutil.rmtree(dead)
+    stage = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        stage.mkdir()
+        with locked(stage/".stage.lock"):
+            yield stage
+            (stage/".stage.lock").unlink()
+            for d,_,files in os.walk(stage):
+                for n in files:
+                    with open(Path(d)/n,"rb") as f: os.fsync(f.fileno())
+                fsync_folder(d)
+            os.replace(stage, target)
+            fsync_folder(target.parent)
+    except BaseException as e:
+        shutil.rmtree(stage, ignore_errors=True)
+        if full(e): raise disk_full(target) from None
+        raise
 
 # %% ../nbs/02_artifacts.ipynb #be981810
 _CONFIG = re.compile(r"cfm_lab\.([a-z][a-z0-9_]*):([A-Z][A-Za-z0-9_]*)")
@@ -197,7 +250,7 @@ def config_from_dict(
     try: return cls(**{k:_tuples(v) for k,v in values.items()})
     except (TypeError,ValueError) as e: raise BadInput(f"{cls.__name__} can't be made", where, str(e), "Mend the fields.") from None
 
-# %% ../nbs/02_artifacts.ipynb #eebce0d0
+# %% ../nbs/02_artifacts.ipynb #b5bd5130
 def save_weights(
     folder:Path,              # made if need be
     model,                    # a torch module
@@ -215,14 +268,14 @@ def save_weights(
         atomic_write(stage/names[0], blob)
         write_json(stage/names[1], card or {})
         d = config_to_dict(config)|dict(sha256=sha256(blob), card_sha256=sha256(stage/names[1]))
-        write_json(stage/names[2], d|dict(seal=_seal(d)))
+        write_sealed(stage/names[2], d, 1)
         folder.mkdir(exist_ok=True)
         for n in names: os.replace(stage/n, folder/n)
         fsync_folder(folder); fsync_folder(folder.parent)
     finally: shutil.rmtree(stage, ignore_errors=True)
     return folder
 
-# %% ../nbs/02_artifacts.ipynb #18d93420
+# %% ../nbs/02_artifacts.ipynb #839ec980
 def load_weights(
     folder:Path,       # from `save_weights`
 ):                     # the torch module, with `.config` and `.card`
@@ -231,9 +284,8 @@ def load_weights(
     folder = Path(folder)
     d,path = read_json(folder/"config.json"),folder/"model.safetensors"
     bad = lambda what,why,path=path: BadInput(what, str(path), why, "Fetch or save the folder again.")
-    seal = d.pop("seal",None) if isinstance(d,dict) else None
+    if isinstance(d,dict) and "card_sha256" in d: d = unseal(d, str(folder/"config.json"))        # older folders have no seal
     config = config_from_dict(d, str(folder/"config.json"))
-    if (seal or len(d)>3) and seal!=_seal(d): raise bad("is damaged", "its content is not what was written", folder/"config.json")    # until 2026-11 there was no seal
     card = read_json(folder/"card.json")
     if "card_sha256" in d and sha256(folder/"card.json")!=d["card_sha256"]: raise bad("is damaged", "its SHA-256 is not the one in config.json", folder/"card.json")
     if not path.is_file(): raise bad("there is no such file", "a saved model has three files")

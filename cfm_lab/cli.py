@@ -244,7 +244,7 @@ def _need(word, what, mend):
     if not word: raise BadInput(f"{what} is missing", "cfm data", mend=f"Write {mend}.")
     return word
 
-# %% ../nbs/73_cli.ipynb #801d3f20
+# %% ../nbs/73_cli.ipynb #160bda00
 def _export(args):
     from cfm_lab.store import find_data_set, open_store
     from cfm_lab.upkeep import export_store
@@ -252,10 +252,16 @@ def _export(args):
     return dict(exported=folder, megabytes=round(sum(f.stat().st_size for f in folder.rglob("*"))/1e6,1))
 
 def _import(args):
+    "Our own export, a LeRobot folder, D4RL's HDF5, or the id of a Minari data set on this disk; tables want `interop.from_csv`."
     from cfm_lab.collect import dataset_path
-    from cfm_lab.upkeep import import_store
-    store = import_store(Path(_need(args.name, "a folder", "cfm data import FOLDER NAME")), dataset_path(_need(args.what, "a name", "cfm data import FOLDER NAME")))
-    return dict(imported=store.root, content_hash=store.content_hash())
+    what,root = Path(_need(args.name, "a folder", "cfm data import FOLDER NAME")),dataset_path(_need(args.what, "a name", "cfm data import FOLDER NAME"))
+    if (what/"manifest.json").is_file() or what.is_dir() and not (what/"meta"/"info.json").is_file():
+        from cfm_lab.upkeep import import_store
+        store = import_store(what, root)
+        return dict(imported=root, episodes=len(store.episodes()), content_hash=store.content_hash())
+    from cfm_lab.interop import from_d4rl, from_lerobot, from_minari
+    if what.is_dir(): return dict(vars(from_lerobot(what, root, task=args.task)))
+    return dict(vars((from_d4rl if what.is_file() else from_minari)(what if what.is_file() else args.name, root, dt=args.dt, task=args.task)))
 
 def _compact(args):
     from cfm_lab.store import find_data_set, open_store
@@ -299,7 +305,7 @@ def bench(args):
     if args.name not in BENCHES: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(BENCHES)}.")
     put(BENCHES[args.name](quick=args.quick), args.json or "-")
 
-# %% ../nbs/73_cli.ipynb #33bcdbe0
+# %% ../nbs/73_cli.ipynb #e0aa4c70
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -332,6 +338,8 @@ def parser():
     p.add_argument("do_what", nargs="?", choices=sorted(_DATA), metavar="|".join(_DATA))
     p.add_argument("name", nargs="?", metavar="NAME|FOLDER", help="a data set; a folder to import")
     p.add_argument("what", nargs="?", metavar="TASK|UID|FOLDER|NAME", help="show: a task, or an episode's uid; export: a new folder; import: a new name")
+    p.add_argument("--dt", type=float, metavar="SECONDS", help="import of D4RL or Minari: the control step, which these formats don't say")
+    p.add_argument("--task", metavar="ID", help="import: a task of ours whose robot this is")
     p = word(verify, "read every byte of a data set and compare everything with everything", json=True)
     p.add_argument("name", help="a data set, such as cfm/pretrain-v0, or its folder")
     p.add_argument("--replay", type=int, nargs="?", const=8, default=0, metavar="N", help="simulate N episodes again (8) and compare bit by bit")
