@@ -177,7 +177,7 @@ def export(args=None):
     atomic_write(root/"README.md", readme(root/"nbs"/"index.ipynb"))
     print("written: cfm_lab/, README.md")
 
-# %% ../nbs/73_cli.ipynb #cd73a480
+# %% ../nbs/73_cli.ipynb #00103870
 def tasks(args):
     "`cfm tasks`, `cfm tasks add robot.xml`, `cfm tasks remove own-robot`"
     if args.do_what: return put(_CHANGES[args.do_what](args), args.json or "-")
@@ -207,9 +207,10 @@ _CHANGES = dict(add=add_robot, remove=remove_robot)
 
 def collect(args):
     "`cfm collect`"
-    from cfm_lab.collect import RECIPES, Part, Recipe, collect, data_card
+    from cfm_lab.collect import RECIPES, Part, Recipe, collect, data_card, labelled_recipe
     parts = tuple(Part(t, args.episodes, args.steps, bodies=args.bodies if t.endswith("-family") else 0) for t in args.task)
     recipe = RECIPES[args.task[0]](args.seed) if args.task[0] in RECIPES else Recipe(args.name, parts, args.seed)
+    if args.labels: recipe = labelled_recipe(recipe)
     store = collect(recipe, workers=args.workers)
     if args.json!="-":
         print(store)
@@ -305,7 +306,7 @@ def bench(args):
     if args.name not in BENCHES: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(BENCHES)}.")
     put(BENCHES[args.name](quick=args.quick), args.json or "-")
 
-# %% ../nbs/73_cli.ipynb #e0aa4c70
+# %% ../nbs/73_cli.ipynb #74b128c0
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -334,6 +335,7 @@ def parser():
     p.add_argument("task", nargs="+", help="an id, a family such as walker-family, or a recipe of the project such as cfm/pretrain-v0")
     p.add_argument("--name", default="local/collected-v0", help="of the data set")
     for name,n,text in (("episodes",16,"of each task or body"),("steps",200,"control steps of an episode"),("bodies",10,"of each family"),("seed",0,"of the data set"),("workers",1,"processes")): p.add_argument("--"+name, type=int, default=n, help=f"{text} ({n})")
+    p.add_argument("--labels", action="store_true", help="record the task-space frame and contacts too")
     p = word(data, "list the data sets; show one, or an episode; export, import, compact", json=True)
     p.add_argument("do_what", nargs="?", choices=sorted(_DATA), metavar="|".join(_DATA))
     p.add_argument("name", nargs="?", metavar="NAME|FOLDER", help="a data set; a folder to import")
@@ -349,7 +351,7 @@ def parser():
     p.add_argument("--only", default="", metavar="NAME,…", help="a part of it")
     p.add_argument("--quick", action="store_true", help="small, in 3 minutes, never committed")
     p = word(bench, "measure a rate", json=True)
-    p.add_argument("name", help="policies")
+    p.add_argument("name", help="collect | store | record | policies")
     p.add_argument("--quick", action="store_true", help="short, never committed")
     return top
 

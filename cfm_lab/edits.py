@@ -44,11 +44,12 @@ def row_names(
         return [names[j] if (model.dof_jntid==j).sum()==1 and not names[j].startswith("#") else f"#{v}" for v,j in enumerate(model.dof_jntid)]
     return element_names(model, _KINDS[kind], n) if kind in _KINDS else [f"#{i}" for i in range(n)]
 
-# %% ../nbs/11a_edits.ipynb #42bb6080
+# %% ../nbs/11a_edits.ipynb #adb2dca0
 def model_diff(
     before:mujoco.MjModel,
     after:mujoco.MjModel,
     fields=None,             # to compare; None: all `physical_fields`
+    names=row_names,         # (model, field) → what its rows are called, for who knows them already
 )->tuple:                    # of `Edit`
     "What changed from one model to another of the same shape."
     out = []
@@ -56,7 +57,7 @@ def model_diff(
         a,b = rows(before,f),rows(after,f)
         if np.array_equal(a,b): continue
         changed = np.flatnonzero((a!=b).reshape(len(a),-1).any(-1))
-        out += [Edit(f, row_names(after,f)[i], tuple(float(x) for x in np.ravel(b[i]))) for i in changed]
+        out += [Edit(f, names(after,f)[i], tuple(float(x) for x in np.ravel(b[i]))) for i in changed]
     return tuple(out)
 
 def apply_edits(

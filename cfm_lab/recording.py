@@ -6,8 +6,8 @@
 __all__ = ['MOST', 'LONGEST', 'RECORDED', 'Rows', 'Tape', 'task_of', 'Simulated', 'Observed', 'Recorder', 'record',
            'bench_record']
 
-# %% ../nbs/22a_recording.ipynb #308132e0
-import copy, importlib, os, statistics, sys, tempfile, time, weakref
+# %% ../nbs/22a_recording.ipynb #6466adc0
+import copy, os, statistics, sys, tempfile, time, weakref
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -274,8 +274,8 @@ def record(
     n = eyes.native if isinstance(eyes,Simulated) else len(eyes.acts)
     return _wrapper(lib.Wrapper)(env, Recorder(eyes, Tape(store,eyes.task,split,every,seconds), n))
 
-# %% ../nbs/22a_recording.ipynb #1e0414f0
-RECORDED = ("Hopper-v5","HalfCheetah-v5","Ant-v5")
+# %% ../nbs/22a_recording.ipynb #b16c75f0
+RECORDED = ("gym-hopper","gym-half-cheetah","gym-ant")
 
 def _spell(env, actions):        # seconds of a training loop
     env.reset(seed=0); begin = time.perf_counter()
@@ -284,20 +284,20 @@ def _spell(env, actions):        # seconds of a training loop
         if terminated or truncated: env.reset()
     return time.perf_counter()-begin
 
-# %% ../nbs/22a_recording.ipynb #ebb19440
+# %% ../nbs/22a_recording.ipynb #70be1100
 def bench_record(
     quick:bool=False,
-    envs:Sequence[str]=RECORDED,
-    make:Callable|None=None,     # id → environment; None: gymnasium.make
+    tasks:Sequence[str]=RECORDED,
     pairs:int=30,                # of turns
     steps:int=2000,              # in a turn
-)->dict:                         # environment → ours, bare (steps/s), ratio
+)->dict:                         # task → ours, bare (steps/s), ratio
     "Steps per second with and without the recorder."
-    make,out = make or importlib.import_module("gymnasium").make,{}
+    from cfm_lab.loops import gym_env
+    out = {}
     if quick: pairs,steps = 3,500
     with tempfile.TemporaryDirectory() as d:
-        for id in envs:
-            bare,ours = make(id),record(make(id), Path(d)/slug(id)); tape = ours.recorder.tape
+        for id in tasks:
+            bare,ours = gym_env(id),record(gym_env(id), Path(d)/id); tape = ours.recorder.tape
             bare.action_space.seed(0); actions = [bare.action_space.sample() for _ in range(steps)]
             def turn(env): before = tape.spent; return _spell(env,actions)-(tape.spent-before)
             turn(bare); turn(ours)

@@ -4,37 +4,41 @@
 
 # %% auto #0
 __all__ = ['SPEED_LIMIT', 'PIECE', 'honest', 'control_order', 'commands', 'Anchor', 'anchor_of', 'Filter', 'Latency', 'Backlash',
-           'Stepper', 'stepper_of', 'Take', 'record', 'ask_many', 'record_together', 'rollout_many', 'rollout',
-           'replay', 'bare', 'SimState', 'SimDynamics', 'last_command']
+           'Stepper', 'stepper_of', 'Take', 'record', 'ask_many', 'record_together', 'plan_of', 'by_model',
+           'run_through', 'record_planned', 'rollout_many', 'rollout', 'replay', 'bare', 'raw', 'SimState',
+           'SimDynamics', 'last_command']
 
-# %% ../nbs/14_rollout.ipynb #75d4c600
+# %% ../nbs/14_rollout.ipynb #9c458ff0
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Protocol, Sequence, runtime_checkable
 import numpy as np
 import mujoco
-from mujoco import mjtDisableBit, mjtState
+from mujoco import mjtDisableBit, mjtEnableBit, mjtState
 from mujoco.rollout import Rollout
 from fastcore.basics import patch
 from .base import BadInput, Episode, Policy, Prediction, Spec, Window
 from .building import quiet
 from .embodiments import welded_bodies
+from .labels import Labels, labelled
 
-# %% ../nbs/14_rollout.ipynb #2bfb04f0
+# %% ../nbs/14_rollout.ipynb #dc2114a0
 _FULL = mjtState.mjSTATE_FULLPHYSICS
 _FLAGS = int(mjtDisableBit.mjDSBL_WARMSTART | mjtDisableBit.mjDSBL_AUTORESET)
 
 @contextmanager
 def honest(
     model:mujoco.MjModel,    # its flags are put back afterwards
+    sense:bool=False,        # are its sensors read?
 ):
-    "No warm start, no silent reset."
-    before = model.opt.disableflags
-    model.opt.disableflags |= _FLAGS
+    "No warm start, no silent reset, and nothing that nobody reads."
+    before = model.opt.disableflags,model.opt.enableflags
+    model.opt.disableflags |= _FLAGS | (0 if sense else int(mjtDisableBit.mjDSBL_SENSOR))
+    model.opt.enableflags &= ~int(mjtEnableBit.mjENBL_ENERGY)
     try:
         with quiet(): yield model
-    finally: model.opt.disableflags = before
+    finally: model.opt.disableflags,model.opt.enableflags = before
 
 # %% ../nbs/14_rollout.ipynb #70301760
 def control_order(
@@ -129,7 +133,7 @@ class Backlash:
             return np.stack(out)
         return loose
 
-# %% ../nbs/14_rollout.ipynb #dcca7570
+# %% ../nbs/14_rollout.ipynb #675f2910
 SPEED_LIMIT = 1000.     # rad/s or m/s: beyond it, it is no robot any more
 
 class Stepper:
@@ -140,12 +144,23 @@ class Stepper:
         threads:int=1,
         pinned=(),              # (address in qpos, value): what a package sets after every control step
         clipped=(),             # (column of qpos and qvel, low, high): to what it clips before every control step
+        sense:bool=False,       # keep what the sensors say
     ):
+        self.sense,self.sensed,self._kept = sense,None,{}
         self.model,self.n,self.threads,self.pinned,self.clipped = model,n_substeps,threads,pinned,clipped
         self.models = None      # a model for each state, if they differ
         self.data = [mujoco.MjData(model) for _ in range(threads)]
         self.pool = Rollout(nthread=threads if threads>1 else 0)
         self.order,self.sets = control_order(model)
+
+@patch
+def room(self:Stepper,
+    name:str, *shape:int,
+):                     # of this shape; holds anything
+    "An array for a while: the next one of this name lies in the same place."
+    n,kept = int(np.prod(shape)),self._kept.get(name)
+    if kept is None or kept.size<n: kept = self._kept[name] = np.empty(n)
+    return kept[:n].reshape(shape)
 
 def stepper_of(
     scene,
@@ -153,9 +168,9 @@ def stepper_of(
     model=None,            # instead of the scene's own
 )->Stepper:
     "A stepper for a scene's model."
-    return Stepper(model or scene.model, scene.n_substeps, threads, scene.origin.pinned, scene.origin.clipped)
+    return Stepper(model or scene.model, scene.n_substeps, threads, scene.origin.pinned, scene.origin.clipped, scene.labels is not None)
 
-# %% ../nbs/14_rollout.ipynb #f2f1c590
+# %% ../nbs/14_rollout.ipynb #fea94960
 @patch
 def advance(self:Stepper,
     state_KN,                # full physics states
@@ -167,29 +182,59 @@ def advance(self:Stepper,
     if self.clipped:
         i,low,high = np.transpose(self.clipped)
         state_KN = state_KN.copy(); state_KN[:,1+i.astype(int)] = np.clip(state_KN[:,1+i.astype(int)], low, high)
-    told = np.isfinite(command_KHU).all(-1)
-    control = np.repeat(command_KHU[...,self.order] if told.all() else np.nan_to_num(command_KHU[...,self.order]), self.n, 1)
-    control = np.concatenate([control, control[:,-1:]], 1)
-    state,_ = self.pool.rollout(self.models or self.model, self.data, state_KN, control, control_spec=self.sets)
-    time = np.concatenate([state_KN[:,None,0], state[...,0]], 1)
-    on = (np.diff(time)>0)[:,1:].reshape(K,H,self.n).all(-1) & (time[:,1]>time[:,0])[:,None]
-    row,v = state[:,self.n-1:-1:self.n],1+self.model.nq
-    sane = np.isfinite(row).all(-1) & (abs(row[...,v:v+self.model.nv])<SPEED_LIMIT).all(-1)
+    S,m = H*self.n+1,self.model
+    state,sensors = self.room("state", K, S, state_KN.shape[1]),self.room("sensors", K, S, m.nsensordata)
+    self.pool.rollout(self.models or m, self.data, state_KN, self.held(command_KHU), control_spec=self.sets, state=state, sensordata=sensors)
+    if self.sense: self.sensed = sensors[:,::self.n].copy()
+    row,v = state[:,self.n-1:-1:self.n].copy(),1+m.nq
+    on = np.diff(state[...,0], axis=1)>0
+    good = on.reshape(K,H,self.n).all(-1) & (state[:,0,0]>state_KN[:,0])[:,None]
+    if not np.isfinite(command_KHU.sum()): good &= np.isfinite(command_KHU).all(-1)          # a sum is finite only if all of it is
+    if not np.isfinite(row.sum()): good &= np.isfinite(row).all(-1)
+    good &= (abs(row[...,v:v+m.nv])<SPEED_LIMIT).all(-1)
     for q,value in self.pinned: row[...,1+q] = value
-    return row, np.logical_and.accumulate(on & sane & told, 1)
+    return row, np.logical_and.accumulate(good, 1)
+
+# %% ../nbs/14_rollout.ipynb #d275a2f0
+@patch
+def held(self:Stepper,
+    command_KHU,
+):                        # `(K, H × substeps + 1, U)`
+    "Commands as `mujoco.rollout` wants them; the last one a step longer."
+    K,H,U = command_KHU.shape
+    control = self.room("control", K, H*self.n+1, U)
+    asked = command_KHU[...,self.order] if self.model.nmocap else command_KHU
+    control[:,:-1].reshape(K,H,self.n,U)[:] = (asked if np.isfinite(asked.sum()) else np.nan_to_num(asked))[:,:,None]
+    control[:,-1] = control[:,-2]
+    return control
 
 @patch
 def one_by_one(self:Stepper,
     state_KN, command_KHU,   # as for `advance`
 ):
     "Control step by control step, for tasks that touch the state in between."
-    rows,goods = [],[]
+    rows,goods,told = [],[],[]
     for h in range(command_KHU.shape[1]):
         row,good = self.advance(state_KN, command_KHU[:,h:h+1])
-        rows.append(row); goods.append(good); state_KN = row[:,-1]
+        rows.append(row); goods.append(good); told.append(self.sensed); state_KN = row[:,-1]
+    if self.sense: self.sensed = np.concatenate([*(t[:,:1] for t in told), told[-1][:,1:]], 1)
     return np.concatenate(rows, 1), np.logical_and.accumulate(np.concatenate(goods, 1), 1)
 
-# %% ../nbs/14_rollout.ipynb #fe844a80
+# %% ../nbs/14_rollout.ipynb #d2f9b5d0
+@patch
+def sensed_after(self:Stepper,
+    row_KHN, command_KHU,    # of the last `advance`
+):                           # `(K, H+1, …)`; K times None without sensors
+    "What the sensors said of the row before each command, and of the last row."
+    if not self.sense: return [None]*len(row_KHN)
+    told,K = self.sensed,len(row_KHN)
+    if self.pinned:
+        state,sensors = self.room("state", K, 1, row_KHN.shape[2]),self.room("sensors", K, 1, self.model.nsensordata)
+        self.pool.rollout(self.models or self.model, self.data, row_KHN[:,-1], self.held(command_KHU[:,-1:])[:,:1], control_spec=self.sets, state=state, sensordata=sensors)
+        told[:,-1] = sensors[:,0]
+    return told
+
+# %% ../nbs/14_rollout.ipynb #b87307f0
 class Take:
     "An episode in the making."
     def __init__(self,
@@ -207,7 +252,7 @@ class Take:
         self.last_U = self.relative_to(scene)[0]
         self.lines = [f.line(scene.spec, self.last_U) for f in filters]
         if hasattr(policy,"begin"): policy.begin(scene, seed)
-        self.states,self.actions,self.commands,self.valid = [self.initial[None]],[],[],[np.ones(1,bool)]
+        self.states,self.actions,self.commands,self.valid,self.told = [self.initial[None]],[],[],[np.ones(1,bool)],[]
 
 @patch
 def relative_to(self:Take, scene):
@@ -238,11 +283,12 @@ def entered(self:Take,
     for line in self.lines: command_HU = line(command_HU)
     return command_HU
 
-# %% ../nbs/14_rollout.ipynb #ffa1b440
+# %% ../nbs/14_rollout.ipynb #bb80b720
 @patch
 def note(self:Take,
     action_HA, command_HU, state_HN, good_H,   # what was done, and what followed
     asked_U=None,                              # the last command before the filters
+    told=None,                                 # sensors of the row before each command, and of the last
 ):
     "Record a piece. From the first bad row on, the state stays at the last good one."
     bad = np.flatnonzero(~good_H)
@@ -250,10 +296,11 @@ def note(self:Take,
         state_HN = state_HN.copy()
         state_HN[bad[0]:] = state_HN[bad[0]-1] if bad[0] else self.state_N
         self.good = False
+    if told is not None: self.told = [*self.told[:-1], told[:-1], told[-1:]] if not len(bad) else [*self.told[:-1], told[:bad[0]+1]]
     self.hand_HA,self.state_N,self.last_U = self.hand_HA[len(action_HA):],state_HN[-1],command_HU[-1] if asked_U is None else asked_U
     self.states.append(state_HN); self.actions.append(action_HA); self.commands.append(command_HU); self.valid.append(good_H)
 
-# %% ../nbs/14_rollout.ipynb #cd2f88b0
+# %% ../nbs/14_rollout.ipynb #36eab770
 def _fill(pieces, T):
     a = np.concatenate(pieces)[:T]
     return np.concatenate([a, np.repeat(a[-1:], T-len(a), 0)])
@@ -269,10 +316,17 @@ def episode(self:Take,
     command_TU = _fill([*self.commands, self.entered(commands(scene, self.hand_HA[None,:1], self.relative_to(scene))[0])], T)
     valid_T = np.append(np.concatenate(self.valid), np.zeros(T, bool))[:T] & np.isfinite(action_TA).all(-1) & np.isfinite(command_TU).all(-1)
     state_TC,valid_T = _fill(self.states, T)[:,1:1+scene.spec.C],np.logical_and.accumulate(valid_T)
-    return Episode(scene.spec.id, state_TC, action_TA, command_TU, self.initial, scene.spec.dt, self.seed, scene.task.id, self.behaviour,
-                   valid_T, scene.reward(state_TC, action_TA, self.edits), {}, self.edits)
+    return self.finished(scene, state_TC, action_TA, command_TU, valid_T, scene.labels(_fill(self.told, T)) if self.told else {})
 
-# %% ../nbs/14_rollout.ipynb #d4939f40
+@patch
+def finished(self:Take,
+    scene, state_TC, action_TA, command_TU, valid_T, sensors,
+)->Episode:
+    "An episode of these arrays."
+    return Episode(scene.spec.id, state_TC, action_TA, command_TU, self.initial, scene.spec.dt, self.seed, scene.task.id, self.behaviour,
+                   valid_T, scene.reward(state_TC, action_TA, self.edits), sensors, self.edits)
+
+# %% ../nbs/14_rollout.ipynb #b017a8d0
 PIECE = 50          # control steps between two checks
 _ROOM = 2**24       # numbers that one piece may hold: 128 MB
 
@@ -291,7 +345,9 @@ def record(
         action_KHA,state_KN,last_KU = (np.stack([x(t) for t in live]) for x in (lambda t: t.hand_HA[:H], lambda t: t.state_N, lambda t: t.last_U))
         asked_KHU = commands(scene, action_KHA, anchor(state_KN, last_KU) if anchor else last_KU)
         command_KHU = np.stack([t.entered(u) for t,u in zip(live,asked_KHU)])
-        for t,*piece in zip(live, action_KHA, command_KHU, *stepper.advance(state_KN, command_KHU), asked_KHU[:,-1]): t.note(*piece)
+        row_KHN,good_KH = stepper.advance(state_KN, command_KHU)
+        told = stepper.sensed_after(row_KHN, command_KHU)
+        for t,*piece in zip(live, action_KHA, command_KHU, row_KHN, good_KH, asked_KHU[:,-1], told): t.note(*piece)
         done += H
 
 # %% ../nbs/14_rollout.ipynb #fb29ea80
@@ -307,18 +363,19 @@ def ask_many(
         raise BadInput(f"action chunks have shape {chunk.shape}", f"policy {type(policy).__name__}", f"{K} states of {scene.spec.id} take ({K}, H, {A}) with H ≥ 1", "Return one chunk per state.")
     return chunk
 
-# %% ../nbs/14_rollout.ipynb #a84ba1b0
+# %% ../nbs/14_rollout.ipynb #2c07ac30
 def record_together(
     scene,
     stepper:Stepper,     # its `models`: one per take
     takes:Sequence[Take],
     T:int,               # rows
+    plan_KTA=None,       # all their actions, if those are known; else their policy is asked
 )->None:
     "Run takes that share a policy, one call per chunk for all of them."
     state_KN,asked_KU = np.stack([t.initial for t in takes]),np.stack([t.last_U for t in takes])
     policy,rngs,anchor = takes[0].policy,[t.rng for t in takes],anchor_of(scene)
     if anchor: anchor.models = stepper.models
-    on_K,pieces,done,hand_KHA = np.ones(len(takes),bool),[],1,np.zeros((len(takes),0,scene.spec.A))
+    on_K,pieces,done,hand_KHA = np.ones(len(takes),bool),[],1,np.zeros((len(takes),0,scene.spec.A)) if plan_KTA is None else plan_KTA
     most = max(1, min(PIECE, _ROOM//(stepper.n*state_KN.size)))
     while done<T and on_K.any():
         if not hand_KHA.shape[1]: hand_KHA = ask_many(policy, scene, state_KN, rngs)
@@ -326,16 +383,92 @@ def record_together(
         asked_KHU = commands(scene, hand_KHA[:,:H], anchor(state_KN, asked_KU) if anchor else asked_KU)
         command_KHU = np.stack([t.entered(u) for t,u in zip(takes,asked_KHU)]) if takes[0].lines else asked_KHU
         row_KHN,good_KH = stepper.advance(state_KN, command_KHU)
+        told = stepper.sensed_after(row_KHN, command_KHU)
         on_K = on_K & good_KH[:,-1]
-        pieces.append((hand_KHA[:,:H], command_KHU, row_KHN, good_KH))
+        pieces.append((hand_KHA[:,:H], command_KHU, row_KHN, good_KH, *([told[:,:H]] if stepper.sense else [])))
         state_KN,asked_KU,hand_KHA,done = np.where(on_K[:,None], row_KHN[:,-1], state_KN),asked_KHU[:,-1],hand_KHA[:,H:],done+H
-    action,command,state,good = (np.concatenate(x, 1) for x in zip(*pieces))
+    if stepper.sense: pieces[-1] = (*pieces[-1][:4], told)
+    action,command,state,good,*told = (np.concatenate(x, 1) for x in zip(*pieces))
     if not hand_KHA.shape[1]: hand_KHA = ask_many(policy, scene, state_KN, rngs)
     for k,t in enumerate(takes):
-        t.note(action[k], command[k], state[k], np.logical_and.accumulate(good[k]), asked_KU[k])
+        t.note(action[k], command[k], state[k], np.logical_and.accumulate(good[k]), asked_KU[k], told[0][k] if told else None)
         t.hand_HA = hand_KHA[k]
 
-# %% ../nbs/14_rollout.ipynb #3abb01d0
+# %% ../nbs/14_rollout.ipynb #6bbbf4d0
+def plan_of(
+    scene,
+    takes:Sequence[Take],    # whose policies have a `plan`
+    T:int,                   # rows
+):                           # `(K, T, A)`
+    "What policies without eyes are going to do."
+    plan_KTA,alike = np.empty((len(takes),T,scene.spec.A)),{}
+    for k,t in enumerate(takes): alike.setdefault(t.policy, []).append(k)
+    for policy,ks in alike.items():
+        plan = np.asarray(policy.plan(scene.spec, [takes[k].rng for k in ks], T), float)
+        if plan.shape!=(want := (len(ks),T,scene.spec.A)): raise BadInput(f"a plan has shape {plan.shape}", f"policy {type(policy).__name__}", f"{len(ks)} episodes of {T} rows of {scene.spec.id} take {want}", "Return one action per row.")
+        plan_KTA[ks] = plan
+    return plan_KTA
+
+# %% ../nbs/14_rollout.ipynb #3fe1e0d0
+_CACHED = 2**18     # numbers that the simulator returns in one call: 2 MB
+
+def by_model(
+    takes:Sequence[Take],
+)->list:                 # of (edits, their places)
+    "Takes that share a model."
+    out = {}
+    for k,t in enumerate(takes): out.setdefault(t.edits, []).append(k)
+    return list(out.items())
+
+def run_through(
+    scene,
+    stepper:Stepper,
+    start_KN,            # full physics states
+    command_KTU,         # the last one is not done
+)->tuple:                # states `(K, T, N)`, good `(K, T)`, sensors `(K, T, …)` or None
+    "Simulate from the start to the end. A state that went bad is left where it was."
+    (K,T,_),N = command_KTU.shape,start_KN.shape[1]
+    state_KTN,good_KT,told = np.empty((K,T,N)),np.zeros((K,T),bool),np.empty((K,T,stepper.model.nsensordata)) if stepper.sense else None
+    state_KTN[:,0],good_KT[:,0],now_KN,a = start_KN,True,start_KN,1
+    most = max(1, _CACHED//(K*stepper.n*N))
+    while a<T and good_KT[:,a-1].any():
+        H = min(most, T-a)
+        row_KHN,good = stepper.advance(now_KN, command_KTU[:,a-1:a-1+H])
+        state_KTN[:,a:a+H],good_KT[:,a:a+H] = row_KHN,good & good_KT[:,a-1:a]
+        if stepper.sense: told[:,a-1:a+H] = stepper.sensed_after(row_KHN, command_KTU[:,a-1:a-1+H])
+        now_KN,a = np.where(good_KT[:,a+H-1,None], row_KHN[:,-1], now_KN),a+H
+    return state_KTN, good_KT, told
+
+# %% ../nbs/14_rollout.ipynb #1a302730
+def record_planned(
+    scene,
+    stepper:Stepper,
+    takes:Sequence[Take],
+    T:int,                   # rows
+)->list:                     # of `Episode`
+    "Run takes whose policies don't look."
+    action_KTA,start_KN,spec = plan_of(scene, takes, T),np.stack([t.initial for t in takes]),scene.spec
+    command_KTU = commands(scene, action_KTA, np.stack([t.last_U for t in takes]))
+    if takes[0].lines: command_KTU = np.stack([t.entered(u) for t,u in zip(takes,command_KTU)])
+    state_KTC,good_KT = np.empty((len(takes),T,spec.C)),np.empty((len(takes),T),bool)
+    told = np.empty((len(takes),T,stepper.model.nsensordata)) if stepper.sense else None
+    groups = by_model(takes)
+    if stepper.threads>1 and len(groups)>1: stepper.models,groups = [copy.copy(scene.apply(t.edits)) for t in takes],[((),range(len(takes)))]
+    for edits,ks in groups:
+        scene.apply(edits)
+        ks = ks if len(groups)>1 else slice(None)
+        state_KTN,good_KT[ks],some = run_through(scene, stepper, start_KN[ks], command_KTU[ks])
+        state_KTC[ks] = state_KTN[...,1:1+spec.C]
+        if stepper.sense: told[ks] = some
+    for k in np.flatnonzero(~good_KT.all(1)):
+        n = int(good_KT[k].sum())
+        state_KTC[k,n:] = state_KTC[k,n-1]
+        if stepper.sense: told[k,n:] = told[k,n-1]
+    if not np.isfinite(action_KTA.sum()+command_KTU.sum()): good_KT &= np.logical_and.accumulate(np.isfinite(action_KTA).all(-1) & np.isfinite(command_KTU).all(-1), 1)
+    labels = scene.labels(told) if stepper.sense else {}
+    return [t.finished(scene, state_KTC[k], action_KTA[k], command_KTU[k], good_KT[k], {n:x[k] for n,x in labels.items()}) for k,t in enumerate(takes)]
+
+# %% ../nbs/14_rollout.ipynb #b8bdd4e0
 def _together(scene, takes, T, threads):
     "Takes of one policy, each with its own model if some have edits."
     models = {e:copy.copy(scene.apply(e)) for e in {t.edits for t in takes}}
@@ -355,6 +488,15 @@ def _in_turns(scene, takes, T, threads):
         scene.apply(edits)
         record(scene, stepper, some, T)
 
+def _planned(scene, takes, T, threads):
+    "Takes that need not look; where the package does, they go in step."
+    stepper = stepper_of(scene, threads)
+    if not scene.origin.reanchors: return record_planned(scene, stepper, takes, T)
+    plan_KTA = plan_of(scene, takes, T)
+    for edits,ks in by_model(takes):
+        scene.apply(edits)
+        record_together(scene, stepper, [takes[k] for k in ks], T, plan_KTA[ks])
+
 def rollout_many(
     scene,                       # a `Scene`
     policies:Sequence[Policy],   # one per episode; fresh, or without memory. One with `act_many` may stand in many places: it is asked for all of them at once
@@ -364,20 +506,27 @@ def rollout_many(
     behaviours:Sequence[str]="", # names, one per episode, or one for all
     filters:Sequence[Filter]=(), # what commands pass, the first one first
     vary:Callable|None=None,     # (model, rng) → edits of each episode's model, besides the task's own
+    labels:bool=False,           # record where the frame is and what touches what, in `sensors`; nothing where no labelled twin can be made
 )->list:                         # of `Episode`, in the order of the seeds
     "Run a policy from each seed; episodes are checked and marked, see `valid_T`."
     if T<2: raise BadInput(f"{T} rows", "T", "a transition needs two", "Ask for T ≥ 2.")
     if len(policies)!=len(seeds): raise BadInput(f"{len(policies)} policies for {len(seeds)} seeds", "policies", "each episode has its own", "Pass as many policies as seeds.")
     names = [behaviours]*len(seeds) if isinstance(behaviours,str) else behaviours
+    if labels: scene = labelled(scene) or scene
     try:
         takes,shared = [Take(scene, p, int(s), n, filters, vary) for p,s,n in zip(policies, seeds, names)],{}
-        for t in takes: shared.setdefault(next(k for k,p in enumerate(policies) if p is t.policy) if hasattr(t.policy,"act_many") else -1, []).append(t)
-        with honest(scene.model):
-            for k,some in shared.items(): (_in_turns if k<0 else _together)(scene, some, T, threads)
-        return [t.episode(scene, T) for t in takes]
+        first = lambda p: next(k for k,q in enumerate(policies) if q is p)
+        way = lambda p: first(p) if hasattr(p,"act_many") else "planned" if hasattr(p,"plan") else "in turns"
+        for k,t in enumerate(takes): shared.setdefault(way(t.policy), []).append(k)
+        out = [None]*len(takes)
+        with honest(scene.model, scene.labels is not None):
+            for kind,ks in shared.items():
+                run = dict(planned=_planned).get(kind, _in_turns if kind=="in turns" else _together)
+                for k,e in zip(ks, run(scene, [takes[k] for k in ks], T, threads) or ()): out[k] = e
+        return [e or t.episode(scene, T) for e,t in zip(out,takes)]
     finally: scene.apply()
 
-# %% ../nbs/14_rollout.ipynb #2108cbf0
+# %% ../nbs/14_rollout.ipynb #3f17b790
 def rollout(
     scene,
     policy:Policy,
@@ -386,9 +535,10 @@ def rollout(
     behaviour:str="",
     filters:Sequence[Filter]=(),
     vary:Callable|None=None,
+    labels:bool=False,
 )->Episode:
     "One episode."
-    return rollout_many(scene, [policy], T, [seed], behaviours=behaviour, filters=filters, vary=vary)[0]
+    return rollout_many(scene, [policy], T, [seed], behaviours=behaviour, filters=filters, vary=vary, labels=labels)[0]
 
 # %% ../nbs/14_rollout.ipynb #850f79a0
 def replay(
@@ -425,6 +575,24 @@ def bare(
     def work():
         pool.rollout(model, data, states, controls, control_spec=sets)
         return K*steps
+    return work
+
+# %% ../nbs/14_rollout.ipynb #5b76d200
+def raw(
+    scene,               # that recorded them
+    episodes:Sequence[Episode],
+    threads:int=1,
+):                       # a function without arguments; it returns how many control steps it made
+    "The bare simulator on episodes that were recorded, ready to be timed."
+    data,models = [mujoco.MjData(scene.base) for _ in range(threads)],{}
+    for e in {e.edits for e in episodes}: models[e] = copy.copy(scene.apply(e))
+    scene.apply()
+    order,sets = control_order(scene.base)
+    states,controls = np.stack([e.initial for e in episodes]),np.repeat(np.stack([e.command_TU[:-1,order] for e in episodes]), scene.n_substeps, 1)
+    model,pool = scene.base if len(models)==1 and () in models else [models[e.edits] for e in episodes],Rollout(nthread=threads if threads>1 else 0)
+    def work():
+        pool.rollout(model, data, states, controls, control_spec=sets)
+        return sum(len(e)-1 for e in episodes)
     return work
 
 # %% ../nbs/14_rollout.ipynb #4115e1f0

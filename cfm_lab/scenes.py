@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'Origin', 'Scene']
 
-# %% ../nbs/12b_scenes.ipynb #9386ecd0
+# %% ../nbs/12b_scenes.ipynb #54d48860
 import copy
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -14,7 +14,7 @@ import mujoco
 from mujoco import mjtState
 from fastcore.basics import patch
 from .base import ActionMap
-from .edits import apply_edits, model_diff, physical_fields, rows
+from .edits import apply_edits, model_diff, physical_fields, row_names, rows
 from .embodiments import embody, get_command
 
 # %% ../nbs/12b_scenes.ipynb #ad156010
@@ -47,7 +47,7 @@ class Origin:
     env:Any = None                # its environment, where an expert needs it
     earn:Callable|None = None     # actions → what its own environment pays for them after its start 0
 
-# %% ../nbs/12b_scenes.ipynb #505a6aa0
+# %% ../nbs/12b_scenes.ipynb #2fa5ff70
 class Scene:
     "A loaded task: compiled model, spec, starts, commands."
     def __init__(self,
@@ -57,33 +57,52 @@ class Scene:
         origin.start(0)                          # what every reset sets alike belongs to the card, not to the edits
         self.task,self.origin,self.base = task,origin,copy.copy(origin.model)
         self.model,self.n_substeps,self._edits = copy.copy(self.base),origin.n_substeps,()
+        self.labels = None                       # how to read its sensors, if it is labelled
+        self._names,self._arrays = {},[(f,rows(origin.model,f),rows(self.base,f).tobytes()) for f in physical_fields() if rows(origin.model,f).size]
         self.spec = embody(self.model, task.id, task.robot, task.source, origin.n_substeps, origin.action, origin.home_qpos, origin.frame)
     def __repr__(self): return f"Scene {self.task.id} ({self.task.split}), {self.n_substeps} × {1000*self.model.opt.timestep:g} ms; {self.spec}"
 
-# %% ../nbs/12b_scenes.ipynb #4da340c0
+# %% ../nbs/12b_scenes.ipynb #fa7dab60
+@patch
+def touched(self:Scene)->list:     # of fields
+    "Which arrays of the package's model are not those of the base."
+    return [f for f,a,b in self._arrays if a.tobytes()!=b]
+
+@patch
+def names(self:Scene,
+    field:str,                     # name of an array of the model
+)->list:                           # one name per row
+    "What the rows of an array are called."
+    if field not in self._names: self._names[field] = row_names(self.base, field)
+    return self._names[field]
+
+# %% ../nbs/12b_scenes.ipynb #3b0a1ac0
 @patch
 def reset(self:Scene,
     rng:np.random.Generator,
 ):                             # full physics state `(N,)`, edits, command `(U,)` at the start
     "Draw a start."
     model = self.origin.model
-    for f in physical_fields(): rows(model,f)[:] = rows(self.base,f)
+    for f in self.touched(): rows(model,f)[:] = rows(self.base,f)
     data = self.origin.start(int(rng.integers(2**31)))
     data.time = 0.             # Meta-World's reset simulates for a while
     state = np.empty(mujoco.mj_stateSize(model, mjtState.mjSTATE_FULLPHYSICS))
     mujoco.mj_getState(model, data, state, mjtState.mjSTATE_FULLPHYSICS)
-    return state, model_diff(self.base, model), get_command(model, data)
+    return state, model_diff(self.base, model, self.touched(), lambda m,f: self.names(f)), get_command(model, data)
 
-# %% ../nbs/12b_scenes.ipynb #eb6c6fe0
+# %% ../nbs/12b_scenes.ipynb #d6bd57d0
 @patch
 def apply(self:Scene,
     edits=(),                  # of `Edit`
 )->mujoco.MjModel:             # `scene.model`, with exactly these edits
     "Make the scene's model the one of an episode."
     for f in {e.field for e in self._edits}: rows(self.model,f)[:] = rows(self.base,f)
-    self._edits = ()
-    apply_edits(self.model, edits)
     self._edits = tuple(edits)
+    for e in edits:
+        names = self.names(e.field) if e.field in physical_fields() else ()
+        if e.name not in names: apply_edits(self.model, [e])          # says what is wrong
+        a = rows(self.model, e.field)
+        a[names.index(e.name)] = np.reshape(e.value, a.shape[1:])
     return self.model
 
 # %% ../nbs/12b_scenes.ipynb #8b6707a0

@@ -258,13 +258,13 @@ def extra_task(
     mark = f"{id}#{robot.xml[:8]}" if id.startswith("own-") and robot else id        # a robot that was replaced is another one
     return robot and Task(id, "foreign", mark, robot.robot, robot.domain, getattr(robot,"split","own"))
 
-# %% ../nbs/13_tasks.ipynb #2e8ea3f0
+# %% ../nbs/13_tasks.ipynb #24133640
 ROOM = 3*10**8       # bytes of models that are kept
 _kept = {}           # task → Scene, the one that was asked for last at the end
 
 def size(scene:Scene)->int:
-    "Bytes of a scene's models."
-    return 3*mujoco.mj_sizeModel(scene.base)
+    "Bytes of a scene's models; a labelled scene has one more."
+    return (4 if getattr(scene,"_labelled",None) else 3)*mujoco.mj_sizeModel(scene.base)
 
 def build(
     task:Task,

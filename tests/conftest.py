@@ -1,5 +1,5 @@
 "Where things are, and tiny notebooks, for all tests."
-import os, sys
+import os, sys, time
 from pathlib import Path
 import nbformat, pytest
 
@@ -23,3 +23,34 @@ def data(tmp_path, monkeypatch):
     "An empty data folder of its own."
     monkeypatch.setenv("CFM_DATA", str(tmp_path/"data"))
     return tmp_path/"data"
+
+@pytest.fixture
+def figure(capsys):
+    "Keep a figure of a fault test; its seconds run from the beginning of the test."
+    from faults import keep_figure
+    begun = time.time()
+    def keep(*a, **k):
+        row = keep_figure(*a,seconds=time.time()-begun,**k)
+        with capsys.disabled(): print("\n"+"; ".join(f"{n}: {row[n]}" for n in ("test","figure","n","inside","seconds","rate_below")))
+    return keep
+
+@pytest.fixture(scope="session")
+def nursery():
+    from faults import Nursery
+    n = Nursery("cfm_lab.store","cfm_lab.collect","cfm_lab.tasks","cfm_lab.rollout","cfm_lab.behaviors")
+    yield n
+    n.close()
+
+@pytest.fixture(scope="session")
+def school():
+    "Where trainers grow up: torch takes seconds to import."
+    from faults import Nursery
+    n = Nursery("cfm_lab.train","cfm_lab.dynamics","cfm_lab.loader","lightning")
+    yield n
+    n.close()
+
+@pytest.fixture(scope="session")
+def lessons(nursery, tmp_path_factory):
+    root = tmp_path_factory.mktemp("lessons")/"set"
+    assert nursery.start("collect_lessons",str(root)).wait()==0
+    return str(root)
