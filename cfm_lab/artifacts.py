@@ -356,7 +356,7 @@ def new_run(
     fsync_folder(path.parent)
     return RunFolder(path)
 
-# %% ../nbs/02_artifacts.ipynb #f2ba4970
+# %% ../nbs/02_artifacts.ipynb #ebc892d0
 def _row(d, before):       # a row as a line; `check` chains it to the row before
     return json.dumps(d|dict(check=sha256((before+json.dumps(d, ensure_ascii=False)).encode())[:8]), ensure_ascii=False)
 
@@ -367,13 +367,15 @@ def log(self:RunFolder,
 ):
     "Append a row to metrics.jsonl, durably."
     f,d = self.path/"metrics.jsonl",plain({**(row or {}),**more})
-    before = ([{"check":""}]+self.rows(True))[-1]
-    if "check" not in before: self.rewind(float("inf")); before = self.rows(True)[-1]
-    line = (_row(d, before["check"])+"\n").encode()
     with open(f,"ab+",buffering=0) as io:
-        io.seek(0)
-        size = io.read().rfind(b"\n")+1
+        begin = io.seek(max(0, io.seek(0,2)-2**16))
+        tail = io.read()
+        tail = tail[:tail.rfind(b"\n")+1]
+        try: size,last = begin+len(tail),json.loads(tail.splitlines()[-1]) if tail else {"check":""}
+        except ValueError: self.rows(); raise                   # `rows` names the damage
         io.truncate(size)                       # a torn last line is cut off
+        if "check" not in last: self.rewind(float("inf")); return self.log(d)
+        line = (_row(d, last["check"])+"\n").encode()
         try:
             if io.write(line)<len(line): raise OSError(errno.ENOSPC,"")
             os.fsync(io.fileno())
@@ -391,7 +393,7 @@ def rows(self:RunFolder,
     blob = f.read_bytes() if f.exists() else b""
     try: out = [json.loads(l) for l in blob[:blob.rfind(b"\n")+1].splitlines()]
     except ValueError as e: raise bad("?", str(e)[:80]) from None
-    if not any("check" in d for d in out): return out          # until 2026-11 rows had none
+    if not any("check" in d for d in out): return out          # older files have none
     for i,d in enumerate(out):
         c = d.pop("check",None)
         if json.loads(_row(d, before))["check"]!=c: raise bad(i, "it, or the row before it, is not what was written")

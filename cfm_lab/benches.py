@@ -254,17 +254,17 @@ def appends(
         return n//group*group/(time.perf_counter()-began)
     return rate(1),rate(16)
 
-# %% ../nbs/68_benches.ipynb #92eddc50
+# %% ../nbs/68_benches.ipynb #909aa960
 def bench_store(
     quick:bool=False,
-    name:str="cfm/pretrain-v0",      # a recipe of the project; collected first if it is not there
-)->dict:                             # what was written
+    recipe=None,         # a `Recipe`, collected first if it is not there; None: cfm/pretrain-v0, or the first run's if quick
+)->dict:                 # what was written
     "Random windows beside bare memory maps; bytes per transition; durable appends."
-    from cfm_lab.collect import RECIPES, collect
+    from cfm_lab.collect import collect, first_run_recipe, pretrain_recipe
     from cfm_lab.loader import Corpus
     from cfm_lab.upkeep import compact, verify
-    began,name = time.time(),"cfm/first-run-v1" if quick else name
-    store = compact(collect(RECIPES[name](), workers=2))
+    began = time.time()
+    store = compact(collect(recipe or (first_run_recipe() if quick else pretrain_recipe()), workers=2))
     size,said = sum(f.stat().st_size for f in store.root.rglob("*") if f.is_file() and f.parent.name!="quarantine"),store.card()
     row = lambda method,metric,value,unit,n=0: Row("bench-store", "", method, metric, value, unit, n=n)
     begin = time.perf_counter(); corpus = Corpus(store); opened = time.perf_counter()-begin
@@ -276,7 +276,7 @@ def bench_store(
     rows = [row(who,"windows",found[who],"windows/s") for who in ("ours","bare")] + [row("ours","windows",found["ratio"],"1"),
         row("ours","bytes",size/said["transitions"],"bytes/transition",said["transitions"]), row("bare","bytes",bare/said["transitions"],"bytes/transition"),
         row("one by one","append",one,"episodes/s"), row("groups of 16","append",many,"episodes/s"), row("ours","open",opened,"s"), row("ours","verify",verdict.bytes/1e6/checked,"MB/s")]
-    return write_result("bench-store", rows, dict(windows_vs_memmap=headline(found["ratio"], target="≥ 0.45"), bytes_per_transition=headline(size/said["transitions"], "bytes")), quick, time.time()-began)
+    return write_result("bench-store", rows, dict(windows_vs_memmap=headline(found["ratio"], target="≥ 0.45"), bytes_per_transition=headline(size/said["transitions"], "bytes")), quick, time.time()-began, more=dict(data_set=dict(content_hash=said["content_hash"], transitions=said["transitions"], recipe=said["recipe"]["name"])))
 
 # %% ../nbs/68_benches.ipynb #1a4e2630
 def bench_record_loop(

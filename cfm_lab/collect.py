@@ -8,7 +8,7 @@ __all__ = ['EXPLORE', 'CHUNK', 'TRAINING', 'WIDE', 'RECIPES', 'Part', 'Recipe', 
            'dataset_path', 'prepare', 'collect', 'replay_check', 'data_card', 'small_recipe', 'slice_recipe',
            'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe', 'validation_recipe']
 
-# %% ../nbs/21_collect.ipynb #7a90ab70
+# %% ../nbs/21_collect.ipynb #5c9367b0
 import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +20,7 @@ from typing import Callable, Sequence
 import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, check_slug
-from .artifacts import data_root, inside, plain, read_json
+from .artifacts import data_root, inside, locked, plain, read_json
 from .store import Store, create_store, open_store
 
 # %% ../nbs/21_collect.ipynb #6c53b260
@@ -177,16 +177,14 @@ def results(
     if workers<=1: yield from (work(root,p) for p in pieces)
     else: yield from (r for _,r in side_by_side(_spawned, [(root,vars(p)) for p in pieces], workers, Path(root)/".workers.lock"))
 
-# %% ../nbs/21_collect.ipynb #47808ea0
+# %% ../nbs/21_collect.ipynb #e358f040
 @contextmanager
 def only_one(
     root:Path,
 ):
     "Hold the folder's lock; `BadInput` if another process holds it. A killed process lets go by itself."
-    with open(Path(root)/".collect.lock","w") as mine, open(Path(root)/".workers.lock","w") as theirs:
-        try: fcntl.flock(mine, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError: raise BadInput("another collection is running here", str(root), mend="Wait for it, or choose another folder.") from None
-        fcntl.flock(theirs, fcntl.LOCK_EX); fcntl.flock(theirs, fcntl.LOCK_UN)
+    with locked(Path(root)/".collect.lock", busy="another collection is running here"):
+        with locked(Path(root)/".workers.lock"): pass        # workers of a killed collection have a moment to end
         yield
 
 # %% ../nbs/21_collect.ipynb #861c7230

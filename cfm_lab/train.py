@@ -6,8 +6,8 @@
 __all__ = ['DurableCheckpoints', 'latest_checkpoint', 'schedule', 'Adapter', 'Between', 'only_trainer', 'honest_end', 'Fit',
            'fit', 'check_run', 'blend']
 
-# %% ../nbs/40_train.ipynb #25859a10
-import fcntl, io, math, os, shutil, signal, threading, time, logging, warnings
+# %% ../nbs/40_train.ipynb #b53126c0
+import io, math, os, shutil, signal, threading, time, logging, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 import lightning as L
 from lightning.pytorch.plugins.io import CheckpointIO
 from .base import BadInput, Trainable
-from .artifacts import RunFolder, atomic_file, atomic_write, load_weights, save_weights, sha256
+from .artifacts import RunFolder, atomic_file, atomic_write, load_weights, locked, save_weights, sha256
 
 # %% ../nbs/40_train.ipynb #1be18f70
 class DurableCheckpoints(CheckpointIO):
@@ -104,16 +104,14 @@ class Between(L.Callback):
     def on_train_end(self, trainer, pl):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/40_train.ipynb #d6d3aba0
+# %% ../nbs/40_train.ipynb #1f4327f0
 @contextmanager
 def only_trainer(
     run:RunFolder|None,
 ):
     "Hold a run's folder; `BadInput` if another process trains there."
     if run is None: yield; return
-    with open(run.path/".train.lock","w") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError: raise BadInput("another training is running here", str(run.path), mend="Wait for it, or choose another name.") from None
+    with locked(run.path/".train.lock", busy="another training is running here"):
         alone = [p for p in run.path.glob("checkpoints/*.sha256") if not p.with_suffix(".ckpt").exists()]
         for p in [*run.path.glob(".*.tmp"),*run.path.glob("checkpoints/.*.tmp"),*alone]: p.unlink()
         for p in run.path.parent.glob(f".{run.path.name}.*.tmp"): shutil.rmtree(p, ignore_errors=True)
