@@ -196,7 +196,7 @@ def dataset_path(
     for p in parts: check_slug(p, "name of a data set")
     return inside(data_root()/"datasets", *parts)
 
-# %% ../nbs/21_collect.ipynb #0dd9d420
+# %% ../nbs/21_collect.ipynb #7cb2d450
 def prepare(
     recipe:Recipe,
     root:Path|None=None,     # default: by the recipe's name
@@ -208,7 +208,7 @@ def prepare(
         for t in {t for p in recipe.parts for t in p.tasks[:1]}: get_task(t)
         root.mkdir(parents=True, exist_ok=True)
         need,free = recipe.transitions*1500,shutil.disk_usage(root).free      # humanoid: 1,100 bytes a transition
-        if need>free: raise BadInput(f"would need about {need/1e9:.1f} GB", str(root), f"{free/1e9:.1f} GB are free", "Collect less, or set CFM_DATA to a larger disk.")
+        if need>free: raise BadInput(f"would need about {need/1e6:,.0f} MB", str(root), f"{free/1e6:,.0f} MB are free", "Collect less, or set CFM_DATA to a larger disk.")
         return create_store(root, card=dict(recipe=plain(recipe)))
     store = open_store(root)
     if store.head()["card"].get("recipe")!=plain(recipe):

@@ -512,9 +512,9 @@ def done(self:Store,
     "The seeds of a task that need not be collected again: stored, deleted, or known to diverge."
     return {r[0] for r in self.query("SELECT seed FROM episodes WHERE task=? AND split=? UNION SELECT seed FROM set_aside WHERE task=? AND split=? AND kind!='damaged'", task, split, task, split)}
 
-# %% ../nbs/20a_store.ipynb #7fdf5180
+# %% ../nbs/20a_store.ipynb #6dcce230
 @patch
-def unknown_file(self:Store,
+def _read_unknown(self:Store,
     path:Path,
 )->tuple:                # size, SHA-256, parts, uids of the damaged episodes
     "Read a file that has no row; each episode must have its hash."
@@ -547,7 +547,7 @@ def _unknown(self:Store, pattern):
 def _take_in(self:Store, path, known):
     "Enter those episodes of a file that are sound and unknown; returns how many, and the uids of damaged ones."
     name = str(path.relative_to(self.root))
-    size,digest,parts,bad = self.unknown_file(path)
+    size,digest,parts,bad = self._read_unknown(path)
     rows = [r for r in episode_rows(name,parts) if r[0] not in known and r[0] not in bad]
     if rows:
         if name.startswith("shards/"): write_crcs(path, path.read_bytes())
