@@ -8,7 +8,7 @@ __all__ = ['EXPLORE', 'CHUNK', 'TRAINING', 'WIDE', 'RECIPES', 'Part', 'Recipe', 
            'dataset_path', 'prepare', 'collect', 'replay_check', 'data_card', 'small_recipe', 'slice_recipe',
            'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe', 'validation_recipe']
 
-# %% ../nbs/21_collect.ipynb #5c9367b0
+# %% ../nbs/21_collect.ipynb #daeb91e0
 import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, check_slug
 from .artifacts import data_root, inside, locked, plain, read_json
-from .store import Store, create_store, open_store
+from .store import Store, create_store, format_of, open_store
+from .upkeep import compact, rebuild, to_compact
 
 # %% ../nbs/21_collect.ipynb #6c53b260
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def dataset_path(
     for p in parts: check_slug(p, "name of a data set")
     return inside(data_root()/"datasets", *parts)
 
-# %% ../nbs/21_collect.ipynb #7cb2d450
+# %% ../nbs/21_collect.ipynb #6e538020
 def prepare(
     recipe:Recipe,
     root:Path|None=None,     # default: by the recipe's name
@@ -210,12 +211,12 @@ def prepare(
         need,free = recipe.transitions*1500,shutil.disk_usage(root).free      # humanoid: 1,100 bytes a transition
         if need>free: raise BadInput(f"would need about {need/1e6:,.0f} MB", str(root), f"{free/1e6:,.0f} MB are free", "Collect less, or set CFM_DATA to a larger disk.")
         return create_store(root, card=dict(recipe=plain(recipe)))
-    store = open_store(root)
+    store = rebuild(root)[0] if format_of(root)==1 else open_store(root)       # of an older version: nothing is lost
     if store.head()["card"].get("recipe")!=plain(recipe):
         raise BadInput("holds data of another recipe", str(root), "its card would no longer say what it is", "Give the recipe another name, or delete the folder.")
     return store
 
-# %% ../nbs/21_collect.ipynb #97f2dad0
+# %% ../nbs/21_collect.ipynb #34fda130
 def collect(
     recipe:Recipe,
     root:Path|None=None,     # default: by the recipe's name
@@ -224,7 +225,6 @@ def collect(
 )->Store:
     "Make the data set that a recipe describes, or finish it."
     from tqdm.auto import tqdm
-    from cfm_lab.upkeep import compact, to_compact
     store = prepare(recipe, root)
     if not pieces_of(recipe,store) and not to_compact(store): return store      # readers of a finished data set need no lock
     with only_one(store.root):

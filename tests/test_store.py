@@ -1,11 +1,14 @@
 "The store and bad input: NaN, torn files, ids that lead elsewhere. Kills, full disks and random damage are in test_faults."
-import os
+import json, os
 from dataclasses import replace
 import numpy as np
 import pytest
+import safetensors.numpy
 from cfm_lab.artifacts import new_run
-from cfm_lab.base import BadInput
+from cfm_lab.base import BadInput, spec_to_dict
+from cfm_lab.shards import combined_hash, episode_hash
 from cfm_lab.store import create_store, open_store
+from cfm_lab.upkeep import compact, rebuild, verify
 from faults import cart, everything, push
 
 @pytest.fixture
@@ -86,3 +89,17 @@ def test_a_folder_that_cannot_be_written_to_can_be_read(store, monkeypatch):
     again.close()
     (store.root/"catalog.sqlite-wal").write_bytes(b"rows")
     with pytest.raises(BadInput,match="catalog.sqlite-wal"): open_store(store.root)
+
+def test_a_data_set_of_the_first_version_is_brought_up_to_date(tmp_path):
+    eps,root = [push(i) for i in range(3)],tmp_path/"old"
+    flat = {n:np.concatenate([getattr(e,n) for e in eps]) for n in ("state_TC","action_TA","command_TU","valid_T")} | dict(initial=np.stack([e.initial for e in eps]))
+    table = [dict(uid=f"{i:032x}",seed=e.seed,behaviour=e.behaviour,dt=e.dt,rows=len(e),hash=episode_hash(e),edits=[]) for i,e in enumerate(eps)]
+    for d in ("specs","spool/cart-push"): (root/d).mkdir(parents=True)
+    (root/"spool"/"cart-push"/f"{'a'*32}.safetensors").write_bytes(safetensors.numpy.save(flat,dict(task="cart-push",split="train",format="cfm_lab group 1",spec="cart",episodes=json.dumps(table))))
+    (root/"specs"/"cart.json").write_text(json.dumps(spec_to_dict(cart())))
+    (root/"cfm_dataset.json").write_text(json.dumps(dict(format=1,uuid="u",created=1.,versions={},card=dict(note="old")),indent=1))
+    with pytest.raises(BadInput,match="--rebuild"): open_store(root)
+    again,said = rebuild(root)
+    assert said==dict(taken_in=3,damaged=[]) and verify(again)
+    assert again.content_hash()==combined_hash(map(episode_hash,eps)) and again.card()["note"]=="old" and again.head()["uuid"]=="u"
+    assert everything(compact(open_store(root)))==sorted(map(episode_hash,eps)) and verify(again)
