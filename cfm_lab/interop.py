@@ -8,7 +8,7 @@ __all__ = ['LIMIT', 'SURE', 'VERSIONS', 'reading', 'check_size', 'as_store', 'ta
            'with_words', 'their_spec', 'chosen', 'told', 'filled', 'minari_root', 'to_minari', 'json_at', 'from_minari',
            'to_lerobot', 'from_lerobot']
 
-# %% ../nbs/22_interop.ipynb #acb31070
+# %% ../nbs/22_interop.ipynb #c07186b0
 import csv, json, os, re, warnings, zlib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +17,7 @@ from typing import Iterable, Mapping, Sequence
 import numpy as np
 from .artifacts import atomic_folder, inside, seal, unseal
 from .base import BadInput, Edit, Episode, Spec, check_slug, spec_from_dict, spec_to_dict
-from .channels import Columns, Transfer, backward, derived, has_card, slug, split_table, table_episodes
+from .channels import Columns, Transfer, backward, derived, slug, split_table, table_episodes
 from .store import Store, create_store, episode_hash, open_store
 
 # %% ../nbs/22_interop.ipynb #4027c1d0

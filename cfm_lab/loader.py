@@ -6,9 +6,8 @@
 __all__ = ['window_starts', 'take', 'Corpus', 'variants', 'mixture', 'pieces', 'batch', 'pick', 'split_episodes',
            'random_windows']
 
-# %% ../nbs/24_loader.ipynb #546d0370
+# %% ../nbs/24_loader.ipynb #a98c73d0
 import hashlib
-from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np
 from fastcore.basics import patch

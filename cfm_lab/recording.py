@@ -6,15 +6,15 @@
 __all__ = ['MOST', 'LONGEST', 'RECORDED', 'Rows', 'Tape', 'task_of', 'Simulated', 'Observed', 'Recorder', 'record',
            'bench_record']
 
-# %% ../nbs/22a_recording.ipynb #6466adc0
+# %% ../nbs/22a_recording.ipynb #a5186cc0
 import copy, os, statistics, sys, tempfile, time, weakref
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Mapping, Sequence
 import numpy as np
 from fastcore.basics import patch
-from .base import ActionMap, BadInput, Episode, Spec, check_slug
+from .base import ActionMap, BadInput, Episode, check_slug
 from .channels import Columns, slug, table_episodes
 from .interop import as_store
 from .store import Store

@@ -8,7 +8,7 @@ __all__ = ['SPEED_LIMIT', 'PIECE', 'honest', 'control_order', 'commands', 'Ancho
            'run_through', 'record_planned', 'rollout_many', 'rollout', 'replay', 'bare', 'raw', 'SimState',
            'SimDynamics', 'last_command']
 
-# %% ../nbs/14_rollout.ipynb #9c458ff0
+# %% ../nbs/14_rollout.ipynb #42e73b70
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .base import BadInput, Episode, Policy, Prediction, Spec, Window
 from .building import quiet
 from .embodiments import welded_bodies
-from .labels import Labels, labelled
+from .labels import labelled
 
 # %% ../nbs/14_rollout.ipynb #dc2114a0
 _FULL = mjtState.mjSTATE_FULLPHYSICS

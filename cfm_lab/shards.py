@@ -7,12 +7,12 @@ __all__ = ['MAX_EPISODES', 'MAX_BYTES', 'FORMAT', 'BLOCK', 'arrays', 'episode_ha
            'part_of', 'edits_of', 'kinds', 'commit_groups', 'merge', 'pack', 'header', 'parts_of', 'unpack',
            'block_crcs', 'EpisodeFile']
 
-# %% ../nbs/20_shards.ipynb #a4ec1050
+# %% ../nbs/20_shards.ipynb #de5f1fd0
 import json, mmap, os, uuid, zlib
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 import numpy as np
 import safetensors.numpy
 from fastcore.basics import patch

@@ -7,13 +7,13 @@ __all__ = ['FORMAT', 'FOLDERS', 'check_filesystem', 'Store', 'new_head', 'create
            'episode_rows', 'Entry', 'crc_file', 'Flat', 'flatten', 'write_crcs', 'group_of', 'data_sets',
            'find_data_set']
 
-# %% ../nbs/20a_store.ipynb #0b9456d0
+# %% ../nbs/20a_store.ipynb #e9ec8b50
 import importlib.metadata, json, os, re, sqlite3, threading, time, uuid, warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 from urllib.parse import quote
 import numpy as np
 from fastcore.basics import patch

@@ -6,16 +6,15 @@
 __all__ = ['SHARD_BYTES', 'to_compact', 'living', 'shelves', 'compact', 'Finding', 'Verdict', 'verify', 'rebuild', 'export_store',
            'import_store']
 
-# %% ../nbs/20b_upkeep.ipynb #eb4e08f0
+# %% ../nbs/20b_upkeep.ipynb #1520caf0
 import os, re, shutil, time, uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
-from fastcore.basics import patch
-from .base import BadInput, check_slug, spec_from_dict
+from typing import Sequence
+from .base import BadInput, spec_from_dict
 from .artifacts import atomic_file, atomic_folder, atomic_write, fsync_folder, inside, locked, read_json, read_sealed, sha256, write_sealed
 from .shards import Part, block_crcs, combined_hash, kinds, merge, pack, unpack
-from .store import FOLDERS, FORMAT, Store, check_filesystem, crc_file, group_of, new_head, open_store, write_crcs
+from .store import FOLDERS, Store, check_filesystem, crc_file, group_of, new_head, open_store, write_crcs
 
 # %% ../nbs/20b_upkeep.ipynb #7c880300
 SHARD_BYTES = 128_000_000
