@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['project_root', 'data_root', 'inside', 'fsync_folder', 'atomic_file', 'full', 'disk_full', 'atomic_write', 'sha256',
            'plain', 'write_json', 'read_json', 'seal', 'unseal', 'write_sealed', 'read_sealed', 'locked',
-           'atomic_folder', 'resolve_config', 'config_to_dict', 'config_from_dict', 'save_weights', 'load_weights',
-           'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
+           'atomic_folder', 'hardware', 'resolve_config', 'config_to_dict', 'config_from_dict', 'save_weights',
+           'load_weights', 'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
 
-# %% ../nbs/02_artifacts.ipynb #a33fd1b0
-import errno, fcntl, hashlib, importlib, json, os, re, shutil, uuid
+# %% ../nbs/02_artifacts.ipynb #c74d84f0
+import errno, fcntl, hashlib, importlib, json, os, platform, re, shutil, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -206,6 +206,12 @@ def atomic_folder(
         shutil.rmtree(stage, ignore_errors=True)
         if full(e): raise disk_full(target) from None
         raise
+
+# %% ../nbs/02_artifacts.ipynb #39c84550
+def hardware()->str:
+    "The machine in a few words."
+    cpu = next((l.split(":",1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
+    return f"{os.cpu_count()} × {cpu or platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}"
 
 # %% ../nbs/02_artifacts.ipynb #be981810
 _CONFIG = re.compile(r"cfm_lab\.([a-z][a-z0-9_]*):([A-Z][A-Za-z0-9_]*)")

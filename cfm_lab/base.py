@@ -573,30 +573,37 @@ def window(
     cut = lambda name: np.stack([getattr(e,name)[s:s+T] for e,s in zip(eps,starts)])
     return Window(cut("state_TC"), cut("action_TA"), cut("command_TU"))
 
-# %% ../nbs/00_base.ipynb #7bd7bff0
+# %% ../nbs/00_base.ipynb #011c39a0
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    "A padded batch of mixed embodiments, one token per degree of freedom and control step."
-    q_BTJ:Any            # angle or position; free bodies: position in the world; 0 for orientations
-    v_BTJ:Any            # velocity, as MuJoCo has it
-    quat_BTR4:Any        # orientations of ball and free joints
-    drive_BTJ4:Any       # force that the command asks for; displacement of a weld's target (3)
-    servo_BJ2:Any        # stiffness and damping of the servos on each degree of freedom
-    card_BJF:Any         # dimensionless card
-    unit_BJ6:Any         # natural units: velocity, length, half and middle of the range, inertia, and 1 where position must not matter
-    kind_BJ:Any          # 0 hinge, 1 slide, 2 free position, 3 free orientation, 4 ball
-    rot_BR6:Any          # the three rotational, then the three linear degrees of freedom; J: none
-    distance_BJJ:Any     # joints between two tokens in the kinematic tree
-    mask_BJ:Any          # False: padding
-    dt_B:Any             # control step, s
+    "A batch of mixed embodiments, one token per line and control step."
+    q_TN:Any             # angle or position; free bodies: position in the world; 0 for orientations
+    v_TN:Any             # velocity, as MuJoCo has it
+    quat_TR4:Any         # orientations
+    drive_TN4:Any        # force that the command asks for; displacement of a weld's target (3)
+    servo_N2:Any         # stiffness and damping of the servos on each degree of freedom
+    card_NF:Any          # dimensionless card
+    unit_N8:Any          # natural units: velocity, length, half and middle of the range, inertia; 1 where position must not matter; zero of the place; 1 where no card says its scale
+    kind_N:Any           # 0 hinge, 1 slide, 2 free position, 3 free orientation, 4 ball, -1 empty
+    window_N:Any         # the window that a line belongs to
+    dt_N:Any             # control step, s
+    mask_N:Any           # False: empty
+    turn_R3:Any          # lines of each orientation
+    free_R:Any           # has its body a place?
+    place_F3:Any         # lines of that place
+    pair_P2:Any          # a line, and the column of another one of its robot in their group
+    relation_P:Any       # how the two are related in the kinematic tree
+    first_B:Any          # first line of each window
+    command_TBU:Any      # what enters the simulator; 0 beyond a robot's own commands
+    robots:tuple = ()    # (spec, how many windows of it in a row), in order
     def map(self, f:Callable)->"Tokens":
         "Apply `f` to every array, e.g. to move them to a device."
-        return Tokens(*(f(getattr(self,x.name)) for x in fields(self)))
+        return replace(self, **{x.name:f(getattr(self,x.name)) for x in fields(self) if x.name!="robots"})
     @property
-    def shape(self): return tuple(self.q_BTJ.shape)
+    def shape(self): return tuple(self.q_TN.shape)
     def __repr__(self):
-        B,T,J = self.shape
-        return f"Tokens: {B} windows × {T} steps × {J} joints, {100*(1-float(self.mask_BJ.sum())/(B*J)):.0f} % padding"
+        T,N = self.shape
+        return f"Tokens: {len(self.first_B)} windows × {T} steps, {int(self.mask_N.sum())} lines, {N-int(self.mask_N.sum())} empty"
 
 # %% ../nbs/00_base.ipynb #07086ff0
 @dataclass(frozen=True, eq=False)

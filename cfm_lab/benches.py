@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLOSED', 'RAW', 'BLIND', 'GYMNASIUM', 'LOOKING', 'BENCHES', 'by_turns', 'fixed', 'closed_loop', 'bench_policies',
            'Desk', 'against_raw', 'plans', 'beside', 'against_gymnasium', 'against_loop', 'bench_collect', 'windows',
-           'appends', 'bench_store', 'bench_record_loop']
+           'appends', 'bench_store', 'bench_record_loop', 'product_limit', 'own_products', 'train_step',
+           'imagined_step', 'bench_dynamics']
 
 # %% ../nbs/68_benches.ipynb #a3d36660
 import itertools, multiprocessing, os, statistics, tempfile, time
@@ -289,5 +290,111 @@ def bench_record_loop(
     worst = min(found, key=lambda t: found[t]["ratio"])
     return write_result("bench-record", rows, dict(record_vs_bare=headline(found[worst]["ratio"], f"worst ratio: {worst}", target="> 0.9")), quick, time.time()-began)
 
-# %% ../nbs/68_benches.ipynb #f1aa9960
-BENCHES = dict(policies=bench_policies, collect=bench_collect, store=bench_store, record=bench_record_loop)
+# %% ../nbs/68_benches.ipynb #7a478b00
+def product_limit(
+    size:int=2048,
+):                       # a function that multiplies once and returns its operations; the format's name
+    "The fastest square matrix product of this machine."
+    import torch
+    def side(dtype, size):
+        a = torch.randn(size,size).to(dtype)
+        def run(): a@a; return 2*size**3
+        return run
+    def seconds(run): run(); begin = time.perf_counter(); run(); run(); return time.perf_counter()-begin
+    best = min((torch.float32,torch.bfloat16,torch.float16), key=lambda d: seconds(side(d,256)))      # a format without hardware takes minutes at full size
+    return side(best,size),str(best).split(".")[1]
+
+def own_products(
+    model,
+    lines:int, rows:int,    # of a batch: lines, rows that pass the stack at a time
+    training:bool=True,
+):                          # a function that does them and returns their operations
+    "The products of the network's layers at their own shapes, and nothing else: its ceiling."
+    import torch
+    from cfm_lab.layers import GROUP
+    D,G,h = model.config.width,-(-lines//GROUP),model.config.heads
+    make = lambda *shape: torch.randn(*shape).bfloat16() if model.config.bf16 else torch.randn(*shape)
+    layers = [(make(rows*G*GROUP,k),make(k,n)) for k,n in ((D,D),(D,D),(D,4*D),(4*D,D))]
+    square,values = make(G,h,GROUP,GROUP),make(G,h,GROUP,rows*D//h)
+    def run():
+        for _ in range(model.config.depth):
+            for x,w in layers:
+                y = x@w
+                if training: y@w.mT; x.mT@y
+            z = square@values
+            if training: square.mT@z; z@values.mT
+        return model.flops(lines*rows, training=training)
+    return run
+
+# %% ../nbs/68_benches.ipynb #15380460
+def train_step(
+    config,
+    corpus,
+    size:int,               # windows
+):                          # a function that trains one step and returns its operations; lines and padding of a batch
+    "Whole training steps."
+    import torch
+    from cfm_lab.loader import batch
+    from cfm_lab.train import MuonAdamW
+    torch.manual_seed(0)
+    model,k,T = config.build(),itertools.count(),51+config.unroll
+    opt = MuonAdamW(model.parameters(), model.hidden(), 1e-4, 0.)
+    def run():
+        tk = batch(corpus,None,0,next(k),size,T)
+        loss,_ = model.loss(tk); opt.zero_grad(); loss.backward(); opt.step()
+        n = int(tk.mask_N.sum())
+        return model.flops(n*(config.teach+config.unroll), lines=n, past=n*48, joints=n/size)
+    tk = batch(corpus,None,0,0,size,T)
+    return run,int(tk.mask_N.sum()),1-float(tk.mask_N.float().mean())
+
+def imagined_step(
+    config,
+    task:str="dm-cheetah-run",
+    K:int=256,
+):                          # a function that imagines one step and returns its operations
+    "One step of K candidates."
+    import torch
+    from cfm_lab.base import window
+    from cfm_lab.behaviors import BEHAVIOURS
+    from cfm_lab.rollout import rollout
+    from cfm_lab.tasks import load
+    torch.manual_seed(0)
+    scene,model = load(task),config.build()
+    ep = rollout(scene, BEHAVIOURS["smooth-slow"](), 60, 0)
+    carry = model.start(scene.spec, window([ep],[0],51), K)
+    action = np.random.default_rng(0).uniform(scene.spec.action.low_A,scene.spec.action.high_A,(K,scene.spec.A))
+    def run(): model.step(carry,action); return model.flops(K*scene.spec.J, joints=scene.spec.J, training=False)
+    return run
+
+def bench_dynamics(
+    quick:bool=False,
+    config=None,            # default: the model that ships
+    threads:int=2,
+)->dict:                    # what was written
+    "Training and imagining beside the machine's fastest matrix product."
+    import torch
+    from cfm_lab.collect import collect, first_run_recipe, small_recipe
+    from cfm_lab.dynamics import dynamics_small
+    from cfm_lab.loader import Corpus
+    began,before,config = time.time(),torch.get_num_threads(),config or dynamics_small()
+    torch.set_num_threads(threads)
+    try:
+        size,seconds = (8,.3) if quick else (64,10.)
+        train,lines,padding = train_step(config, Corpus(collect(small_recipe() if quick else first_run_recipe(), workers=2, progress=False)), size)
+        sides = dict(train=train, imagine=imagined_step(config))
+        limit,dtype = product_limit()
+        model,found,rows = config.build(),{},[]
+        row = lambda what,metric,value,unit: rows.append(Row("bench-dynamics", "", what, metric, value, unit, n=threads))
+        for what,run in sides.items():
+            n = lines if what=="train" else 256*9
+            f = found[what] = by_turns(fixed(run, lambda: sum(limit() for _ in range(4))), seconds)
+            ceiling = by_turns(fixed(own_products(model, n, 1, what=="train"), lambda: sum(limit() for _ in range(4))), seconds/4)
+            begin = time.perf_counter(); run(); ms = 1e3*(time.perf_counter()-begin)
+            for metric,value,unit in (("of limit",f["ratio"],"1"),("rate",f["ours"]/1e9,"GFLOP/s"),("limit",f["bare"]/1e9,"GFLOP/s"),("own products of limit",ceiling["ratio"],"1"),("step",ms,"ms")): row(what,metric,value,unit)
+        row("train","padding",padding,"1"); row("train","lines",lines,"1"); row("train","windows",size,"1")
+    finally: torch.set_num_threads(before)
+    heads = dict(train_of_limit=headline(found["train"]["ratio"], target="≥ 0.45"), imagine_of_limit=headline(found["imagine"]["ratio"], target="≥ 0.40"))
+    return write_result("bench-dynamics", rows, heads, quick, time.time()-began, more=dict(config=repr(config), parameters=model.parameters_count(), limit=dtype))
+
+# %% ../nbs/68_benches.ipynb #a22e8b60
+BENCHES = dict(policies=bench_policies, collect=bench_collect, store=bench_store, record=bench_record_loop, dynamics=bench_dynamics)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAIN', 'FAT', 'put', 'house', 'call', 'find_study', 'caches', 'size', 'last_run', 'ending', 'run', 'test', 'lab',
            'setup', 'slim', 'nbdev', 'clean', 'readme', 'export', 'tasks', 'add_robot', 'remove_robot', 'collect',
-           'data', 'verify', 'exam', 'bench', 'parser', 'main']
+           'data', 'verify', 'exam', 'exam_outsider', 'exam_table', 'bench', 'pretrain', 'app', 'parser', 'main']
 
 # %% ../nbs/73_cli.ipynb #c99e50c0
 import argparse, importlib, json, os, re, shutil, signal, subprocess, sys
@@ -289,24 +289,64 @@ def verify(args):
     put(dict(root=root, files=verdict.files, episodes=verdict.episodes, findings=[vars(f) for f in verdict.findings], replay=played), args.json)
     return int(not verdict or bool(played and played["equal"]<played["checked"]))
 
-# %% ../nbs/73_cli.ipynb #d8c2b570
+# %% ../nbs/73_cli.ipynb #7b29f0f0
 def exam(args):
-    "`cfm exam`"
+    "`cfm exam`, `cfm exam dynamics --model FOLDER|module:Class`, `cfm exam table mine.json`"
+    if args.name=="table": return exam_table(args)
+    if args.files: raise BadInput(f"what is {args.files[0]!r}?", "exam", mend="Files are for `cfm exam table`.")
+    if args.model: return exam_outsider(args)
     try: room = importlib.import_module(f"cfm_lab.exam_{args.name}")
     except ModuleNotFoundError as e:
         if e.name!=f"cfm_lab.exam_{args.name}": raise
-        raise BadInput(f"no exam {args.name!r}", "exam", mend="There are: coverage, dynamics.") from None
+        raise BadInput(f"no exam {args.name!r}", "exam", mend="There are: coverage, dynamics, and table, which compares results.") from None
     result = room.exam(only=tuple(filter(None,args.only.split(","))), quick=args.quick)
     put(result, args.json)
 
-# %% ../nbs/73_cli.ipynb #4aff7650
+def exam_outsider(args):
+    "Anybody's model takes the exam; nothing of ours is overwritten."
+    from contextlib import redirect_stdout
+    from cfm_lab.cells import results_root
+    from cfm_lab.outsiders import examine_outsider
+    if args.name!="dynamics": raise BadInput(f"the exam {args.name!r} takes no model", "--model", mend="Only dynamics does.")
+    if args.json not in (None,"-") and Path(args.json).resolve().is_relative_to(results_root().resolve()): raise BadInput("is where our own results lie", args.json, "an outsider's result is not committed there", "Write it somewhere else.")
+    with redirect_stdout(sys.stderr): result = examine_outsider(args.model, only=tuple(filter(None,args.only.split(","))), quick=args.quick)
+    if args.json!="-":
+        for name,h in result["headline"].items(): print(f"{name:28} {'≥ ' if h['unit']=='≥' else ''}{h['value']:.3f}")
+        for left in result["left_out"]: print(f"left out: {left}")
+    put(result, args.json)
+
+def exam_table(args):
+    "Results side by side."
+    from cfm_lab.outsiders import table, table_text
+    found = table(args.files)
+    if args.json!="-": print(table_text(found))
+    put(found, args.json)
+
+# %% ../nbs/73_cli.ipynb #74a19f70
 def bench(args):
     "`cfm bench`"
     from cfm_lab.benches import BENCHES
-    if args.name not in BENCHES: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(BENCHES)}.")
-    put(BENCHES[args.name](quick=args.quick), args.json or "-")
+    from cfm_lab.browser import bench_panel
+    benches = BENCHES|dict(panel=bench_panel)
+    if args.name not in benches: raise BadInput(f"no bench {args.name!r}", "bench", mend=f"There are: {', '.join(benches)}.")
+    put(benches[args.name](quick=args.quick), args.json or "-")
 
-# %% ../nbs/73_cli.ipynb #74b128c0
+def pretrain(args):
+    "`cfm pretrain learned --seed 0`: trains, or goes on where it was cut"
+    import torch
+    from cfm_lab.pretraining import get_pretraining, pretrain, write_record
+    if args.threads: torch.set_num_threads(args.threads)
+    p = get_pretraining(args.name)
+    run = pretrain(p, args.seed, progress=f"{p.name}-{args.seed}")
+    if args.record: put(write_record(p,args.seed), args.json or "-")
+    else: print(run)
+
+def app(args):
+    "`cfm app`"
+    folder = house()/"nbs"/"apps"
+    raise SystemExit(call([sys.executable,"-m","panel","serve",*sorted(folder.glob("*.ipynb")),"--address","127.0.0.1","--port",args.port]))
+
+# %% ../nbs/73_cli.ipynb #85740e20
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -347,12 +387,21 @@ def parser():
     p.add_argument("--replay", type=int, nargs="?", const=8, default=0, metavar="N", help="simulate N episodes again (8) and compare bit by bit")
     p.add_argument("--rebuild", action="store_true", help="make the catalogue again from the files, first")
     p = word(exam, "run an exam", json=True)
-    p.add_argument("name", help="coverage | dynamics")
+    p.add_argument("name", help="coverage | dynamics | table")
+    p.add_argument("files", nargs="*", metavar="FILE", help="table: results of others")
+    p.add_argument("--model", metavar="FOLDER|MODULE:CLASS", help="examine this model instead of ours: saved weights, or a class with start and step")
     p.add_argument("--only", default="", metavar="NAME,…", help="a part of it")
     p.add_argument("--quick", action="store_true", help="small, in 3 minutes, never committed")
     p = word(bench, "measure a rate", json=True)
-    p.add_argument("name", help="collect | store | record | policies")
+    p.add_argument("name", help="collect | store | record | policies | dynamics | panel")
     p.add_argument("--quick", action="store_true", help="short, never committed")
+    p = word(pretrain, "train a model on the pooled data, or go on", json=True)
+    p.add_argument("name", help="learned")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--threads", type=int, default=0, help="default: torch's choice")
+    p.add_argument("--record", action="store_true", help="write data/results/pretraining/NAME-SEED.json when done")
+    p = word(app, "the panels, in a browser on this machine")
+    p.add_argument("--port", default="5006")
     return top
 
 # %% ../nbs/73_cli.ipynb #3cf65420

@@ -329,7 +329,7 @@ def first_run_recipe(
 # %% ../nbs/21_collect.ipynb #5a5eabd0
 RECIPES = {"cfm/small-v0":small_recipe, "cfm/slice-v0":slice_recipe, "cfm/pretrain-v0":pretrain_recipe, "cfm/first-run-v1":first_run_recipe}
 
-# %% ../nbs/21_collect.ipynb #0d709280
+# %% ../nbs/21_collect.ipynb #6c974ec0
 def target_recipe(
     task:str,             # the robot to be examined
     adapt:int=30,         # episodes of 100 steps
@@ -338,7 +338,7 @@ def target_recipe(
 )->Recipe:
     "Test set, reference split and adaptation episodes of one task."
     parts = Part(task,test,200,split="test"), Part(task,reference,200,split="reference"), Part(task,adapt,100,split="adapt")
-    return Recipe(f"exam/{task}-v0", tuple(p for p in parts if p.episodes), seed)
+    return Recipe(f"exam/{task}-v0" if adapt==30 else f"exam/{task}-{adapt}-v0", tuple(p for p in parts if p.episodes), seed)
 
 # %% ../nbs/21_collect.ipynb #1c375e90
 def validation_recipe(

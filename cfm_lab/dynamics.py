@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DynamicsConfig', 'dynamics_tiny', 'dynamics_small', 'DynamicsTransformer', 'Carry']
 
-# %% ../nbs/32_dynamics.ipynb #a3b11c80
+# %% ../nbs/32_dynamics.ipynb #183128e0
 from dataclasses import dataclass, replace
 from typing import Any
 import numpy as np
@@ -15,56 +15,80 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .base import Spec, Window, Tokens, Prediction
 from .artifacts import Pretrained
-from .layers import Joints, Stack
-from .tokens import (Moment, Context, CARD, FAR, N_ROW, N_STATIC, change, features, static_features, local,
-    read_history, target, step_by, tokenize, split_state, join_state, drive, static, _log_quat, _mul, _conj, _take, _put)
+from .guess import Seats, coarse, guess_lines, seats
+from .layers import Pairs, Stack
+from .tokens import (Moment, Context, N_CARD, N_ROW, N_STATIC, apart, features, static_features, local, settle,
+    read_history, step_by, target, tokenize, join_state, drive, static)
 
-# %% ../nbs/32_dynamics.ipynb #a9b31a40
+# %% ../nbs/32_dynamics.ipynb #213b6800
 @dataclass(frozen=True)
 class DynamicsConfig:
     "All that is needed to build a `DynamicsTransformer`."
-    depth:int = 4          # blocks, time and joints in turn
-    width:int = 64         # D
+    depth:int = 3          # blocks
+    width:int = 128        # D
     heads:int = 4
-    context:int = 8        # rows that attention sees; scales and guess use the whole history
+    teach:int = 8          # rows of the history whose next change is learned from the truth
     unroll:int = 12        # steps imagined in training
     far:float = 1.         # weight of the imagined steps in the loss
-    card_drop:float = .1   # share of training windows without a card
+    mechanics:bool = False # is the rigid guess inside?
+    bf16:bool = True       # products in bfloat16: four times as fast on a CPU that has them, sums stay float32
     def build(self)->"DynamicsTransformer": return DynamicsTransformer(self)
 
 def dynamics_tiny()->DynamicsConfig:
-    "0.1 M parameters: for tests, and for the first run's two minutes."
+    "0.2 M parameters: for tests, and for the first run's minutes."
     return DynamicsConfig(depth=2, width=64)
 
-def dynamics_small()->DynamicsConfig:
-    "0.2 M parameters: eight minutes on two cores."
-    return DynamicsConfig(depth=4, width=64)
+def dynamics_small(
+    mechanics:bool=False,
+)->DynamicsConfig:
+    "0.7 M parameters: what ships."
+    return DynamicsConfig(mechanics=mechanics)
 
-# %% ../nbs/32_dynamics.ipynb #f2922c30
+# %% ../nbs/32_dynamics.ipynb #c9640340
 class DynamicsTransformer(nn.Module, Pretrained):
     "Joint-token transformer over mixed embodiments."
     def __init__(self, config:DynamicsConfig):
         super().__init__()
         self.config,D = config,config.width
-        self.row = nn.Linear(N_ROW,D)
+        self.faith = 6. if config.mechanics else 2.          # before it has learned to doubt
+        self.row = nn.Linear(N_ROW+4*config.mechanics,D)
         self.static = nn.Sequential(nn.Linear(N_STATIC,D),nn.GELU(approximate="tanh"),nn.Linear(D,D))
-        self.stack = Stack(config.depth,D,config.heads,config.context,FAR+1)
+        self.past = nn.Sequential(nn.Linear(N_ROW+2,D),nn.GELU(approximate="tanh"),nn.Linear(D,D),nn.GELU(approximate="tanh"))
+        self.past_out = nn.Linear(2*D,D)
+        self.stack = Stack(config.depth,D,config.heads)
         self.norm,self.head = nn.LayerNorm(D),nn.Linear(D,6)
+        nn.init.normal_(self.past_out.weight,std=.02)
         nn.init.normal_(self.head.weight,std=.1/D**.5); nn.init.zeros_(self.head.bias)
+    def half(self):
+        "Where products are taken in bfloat16."
+        return torch.autocast(self.head.weight.device.type,torch.bfloat16,enabled=self.config.bf16)
+    def identify(self,
+        static_NF,             # `static_features`
+        past_TNF,              # `features` of the history, and what the guess had missed
+        pairs:Pairs,
+    ):                         # static vector `(N, D)`, squares of weights
+        "What never changes in a window."
+        with self.half():
+            z_TND = self.past(past_TNF).float()
+            static_ND = self.static(static_NF).float()+self.past_out(torch.cat([z_TND.mean(0),z_TND.amax(0)],-1)).float()
+            return static_ND,self.stack.weigh(static_ND,pairs)
     def forward(self,
-        tk:Tokens,
-        rows_BTJF,             # `features` of each row
-        static_BJF,            # `static_features`
-        prior_BTJ2,            # trusted part of the affine guess
-        cache=None,
-    ):                         # mean and log width of the change, `(B, T, J, 2)` each, and the cache
-        joints = Joints(tk.mask_BJ,tk.distance_BJJ)
-        x_NTD = self.row(joints.gather(rows_BTJF.transpose(1,2)))+self.static(joints.gather(static_BJF))[:,None]
-        x_NTD,cache = self.stack(x_NTD,joints,cache)
-        mean,width,doubt = joints.spread(self.head(self.norm(x_NTD))).transpose(1,2).split(2,-1)
-        return prior_BTJ2*(2-doubt).sigmoid()+mean, width.clamp(-6,4), cache
+        rows_TNF,              # `features` of each row
+        static_ND, weights,    # from `identify`
+        prior_TN2,             # what the head corrects: the trusted part of the affine guess, or the rigid guess
+        reach_N2=1.,           # how large corrections usually are
+    ):                         # mean and log width of the change, `(T, N, 2)` each
+        with self.half(): out = self.head(self.norm(self.stack(self.row(rows_TNF).float()+static_ND,weights))).float()
+        mean,width,doubt = out.split(2,-1)
+        return prior_TN2*(self.faith-doubt).sigmoid()+mean*reach_N2, width.clamp(-6,4)
 
-# %% ../nbs/32_dynamics.ipynb #6cdc39c0
+# %% ../nbs/32_dynamics.ipynb #2cbb4a80
+@patch
+def hidden(self:DynamicsTransformer)->list:
+    "Matrices of the stack."
+    return [p for n,p in self.stack.named_parameters() if p.ndim==2 and n.endswith("weight")]
+
+# %% ../nbs/32_dynamics.ipynb #09c087d0
 @patch
 def parameters_count(self:DynamicsTransformer)->int:
     "Trainable numbers."
@@ -72,106 +96,121 @@ def parameters_count(self:DynamicsTransformer)->int:
 
 @patch
 def flops(self:DynamicsTransformer,
-    tokens:int,               # unpadded
+    tokens:int,               # rows that pass the stack × their lines; empty lines don't count
+    lines:int=0,              # whose static vector is made
+    past:int=0,               # rows that pass the encoder of the history × their lines
     joints:float=8.,          # per robot, on average
     training:bool=True,
 )->float:
-    "Floating-point operations on that many tokens."
-    dense = sum(p.numel() for n,p in self.named_parameters() if "bias.weight" not in n)
-    attention = 2*self.config.width*(self.config.context+joints)*self.config.depth/2
-    return (6 if training else 2)*tokens*(dense+attention)
+    "Floating-point operations of the network."
+    count,D = lambda *parts: sum(p.numel() for m in parts for p in m.parameters()),self.config.width
+    once = count(self.static,self.past_out,*(b.attention.qk for b in self.stack.blocks))+D*joints*self.config.depth
+    every = count(self.row,self.stack,self.norm,self.head)-count(*(b.attention.qk for b in self.stack.blocks))+D*joints*self.config.depth
+    return (6 if training else 2)*(tokens*every+lines*once+past*count(self.past))
 
-# %% ../nbs/32_dynamics.ipynb #0d3473d0
+# %% ../nbs/32_dynamics.ipynb #3290a6e0
+@patch
+def informed(self:DynamicsTransformer,
+    rows_TNF,              # `features`
+    affine_TN2,            # the affine guess, as far as it is trusted
+    c,                     # `Carry`: what does not change
+    m:Moment,              # of these rows
+    command_TBU,
+    y_TN2=None,            # what came next, in the history: there the guess is judged
+):                         # rows, prior and reach for `forward`; `Carry`
+    "Add the rigid guess, where the model has it inside."
+    if not self.config.mechanics: return rows_TNF,affine_TN2,1.,c
+    known = c.known_N[:,None]
+    with torch.no_grad(): rigid_TN2 = target(c.tk,m,guess_lines(c.seats,m,command_TBU,coarse()),c.ctx.scale_N).clamp(-20,20)
+    rigid_TN2 = torch.where(known,rigid_TN2,affine_TN2)
+    if y_TN2 is not None: c = replace(c,reach_N2=torch.where(known,2*(y_TN2-rigid_TN2).pow(2).mean(0).sqrt().clamp(.01,.5),torch.ones_like(affine_TN2[0])))
+    told = torch.cat([torch.asinh(rigid_TN2),c.reach_N2.log10().expand(len(rows_TNF),-1,-1)],-1)
+    return torch.cat([rows_TNF,told],-1),rigid_TN2,c.reach_N2,c
+
+# %% ../nbs/32_dynamics.ipynb #b9d0d100
 @dataclass(eq=False)
 class Carry:
     "Where an imagined future stands."
     spec:Spec|None           # of the candidates; None in training
-    tk:Tokens                # one row: all that does not change
+    tk:Tokens                # all that does not change
     ctx:Context
-    static_BJF:torch.Tensor
-    cache:Any
+    static_ND:torch.Tensor
+    weights:Any
     now:Moment
-    drive_BTJ4:torch.Tensor  # of the row before
-    before_BTJ2:torch.Tensor # the last two velocity changes, in scale
+    drive_TN4:torch.Tensor   # of the row before
+    before_TN2:torch.Tensor  # the last two velocity changes, in scale
     command_KU:Any = None    # the last command, where actions are relative
-
-@patch
-def _one_row(self:DynamicsTransformer, tk, ctx, static_BJF, m, drive_BTJ4, drive_before_BTJ4, before_BTJ2, cache, loo_BTJ2=None):
-    "Predict the change that follows each row of `m`."
-    guess = ctx.guess(local(tk,m,drive_BTJ4),before_BTJ2[...,0]) if loo_BTJ2 is None else loo_BTJ2
-    rows = features(tk,ctx,m,drive_BTJ4,drive_before_BTJ4,before_BTJ2,guess)
-    return self(tk,rows,static_BJF,guess*ctx.trust_BJ2[:,None],cache)
+    seats:Seats|None = None  # of the rigid guess
+    known_N:Any = None       # lines that have a card
+    reach_N2:Any = None      # how wrong the rigid guess was in the history
 
 @patch
 def read(self:DynamicsTransformer,
     tk:Tokens,
     T:int,                   # rows of history, the present included
-    card_drop:float=0.,
 ):                           # carry, and prediction and target of the last rows of the history
-    "Read `T` rows: scales, guess and caches; the rows before the present are predicted on the way."
-    W,m = min(self.config.context,T-3),tk.moment(0,T)
-    if card_drop:
-        keep = (torch.rand(len(tk.dt_B))>=card_drop).float()[:,None,None]
-        tk = replace(tk, card_BJF=tk.card_BJF*keep)
-    ctx = read_history(tk,m,tk.drive_BTJ4[:,:T-1])
-    static_BJF = static_features(tk,ctx)
-    y = target(tk,m.rows(0,-1),m.rows(1,None),ctx.scale_BJ)               # T−1 changes
-    before = torch.stack([y[:,1:-1,:,0],y[:,:-2,:,0]],-1)                 # led to row t (t ≥ 2), and the one before
-    r = slice(T-1-W,T-1)                                                  # the last W rows before the present
-    mean,width,cache = self._one_row(tk,ctx,static_BJF,m.rows(r.start,r.stop),tk.drive_BTJ4[:,r],tk.drive_BTJ4[:,r.start-1:r.stop-1],
-        before[:,r.start-2:r.stop-2],None,ctx.loo_BTJ2[:,r])
-    last = torch.stack([y[:,-1:,:,0],y[:,-2:-1,:,0]],-1)
-    return Carry(None,tk,ctx,static_BJF,cache,m.rows(-1,None),tk.drive_BTJ4[:,T-2:T-1],last),mean,width,y[:,r]
+    "Read `T` rows; some rows before the present are predicted on the way."
+    m = tk.moment(0,T)
+    tk = settle(tk,m)
+    ctx = read_history(tk,m,tk.drive_TN4[:T-1])
+    y,x = ctx.change_TN2,local(tk,m.rows(2,-1),tk.drive_TN4[2:T-1])       # T−1 changes; rows 2…T−2, which have two changes before them
+    before = torch.stack([y[1:-1,:,0],y[:-2,:,0]],-1)
+    rows = features(tk,ctx,x,tk.drive_TN4[2:T-1],tk.drive_TN4[1:T-2],before,ctx.loo_TN2[2:])
+    static_ND,weights = self.identify(static_features(tk,ctx),torch.cat([rows,(y-ctx.loo_TN2)[2:].clamp(-5,5)],-1),Pairs.of(tk))
+    W,last = min(self.config.teach,T-3),torch.stack([y[-1:,:,0],y[-2:-1,:,0]],-1)
+    c = Carry(None,tk,ctx,static_ND,weights,m.rows(-1,None),tk.drive_TN4[T-2:T-1],last)
+    if self.config.mechanics:
+        known_B = torch.tensor(["card" not in s.lacks for s,n in tk.robots for _ in range(n)],device=tk.q_TN.device)
+        c = replace(c,seats=seats(tk),known_N=known_B[tk.window_N]&tk.mask_N)
+    rows,prior,reach,c = self.informed(rows[-W:],ctx.loo_TN2[-W:]*ctx.trust_N2,c,m.rows(T-1-W,T-1),tk.command_TBU[T-1-W:T-1],y[-W:])
+    mean,width = self(rows,static_ND,weights,prior,reach)
+    return c,mean,width,y[-W:]
 
-# %% ../nbs/32_dynamics.ipynb #2ba7d1f0
+# %% ../nbs/32_dynamics.ipynb #6776a490
 @patch
 def forward_step(self:DynamicsTransformer,
     c:Carry,
-    drive_BTJ4,              # of the present row
+    drive_TN4, command_TBU,  # of the present row
 ):                           # carry one row on, mean and log width of the change
     "Predict the next row and move there."
-    mean,width,cache = self._one_row(c.tk,c.ctx,c.static_BJF,c.now,drive_BTJ4,c.drive_BTJ4,c.before_BTJ2,c.cache)
-    mean = mean.clamp(-20,20)*c.tk.mask_BJ[:,None,:,None]
-    then = step_by(c.tk,c.now,mean,c.ctx.scale_BJ)
-    then = Moment(then.q_BTJ,_limit(then.v_BTJ,50*c.ctx.pace_BJ[:,None]),then.quat_BTR4)
-    before = torch.stack([mean[...,0],c.before_BTJ2[...,0]],-1)
-    return replace(c,cache=cache,now=then,drive_BTJ4=drive_BTJ4,before_BTJ2=before), mean, width
+    x = local(c.tk,c.now,drive_TN4)
+    guess = c.ctx.guess(c.tk,x,c.before_TN2[...,0])
+    rows,prior,reach,c = self.informed(features(c.tk,c.ctx,x,drive_TN4,c.drive_TN4,c.before_TN2,guess),guess*c.ctx.trust_N2,c,c.now,command_TBU)
+    mean,width = self(rows,c.static_ND,c.weights,prior,reach)
+    mean = mean.clamp(-20,20)
+    then = step_by(c.tk,c.now,mean,c.ctx.scale_N)
+    then = Moment(then.q_TN,_limit(then.v_TN,50*c.ctx.pace_N),then.quat_TR4)
+    before = torch.stack([mean[...,0],c.before_TN2[...,0]],-1)
+    return replace(c,now=then,drive_TN4=drive_TN4,before_TN2=before), mean, width
 
 def _limit(v, top):
     "An imagined robot can't get infinitely fast: that would be NaN in the next row."
     return torch.maximum(torch.minimum(v,top),-top)
 
-# %% ../nbs/32_dynamics.ipynb #dfd65130
-def _apart(tk, a, b):
-    "Difference of two moments per degree of freedom: place, velocity."
-    dq = a.q_BTJ-b.q_BTJ
-    dq = torch.where((tk.kind_BJ==0)[:,None],torch.remainder(dq+torch.pi,2*torch.pi)-torch.pi,dq)
-    if tk.rot_BR6.shape[1]: dq = _put(dq,tk.rot_BR6[...,:3],_log_quat(_mul(a.quat_BTR4,_conj(b.quat_BTR4))))
-    return dq,a.v_BTJ-b.v_BTJ
-
-def _mean(x, mask): return (x*mask).sum()/mask.expand_as(x).sum().clamp(min=1)
-
+# %% ../nbs/32_dynamics.ipynb #414c6ce0
 @patch
 def loss(self:DynamicsTransformer,
     tk:Tokens,
 ):                           # scalar, dict of metrics
     "Teacher-forced and imagined error of a batch of windows; the last `unroll` rows are imagined."
-    cfg,T = self.config,tk.shape[1]-self.config.unroll
-    c,mean,width,y = self.read(tk,T,cfg.card_drop if self.training else 0.)
-    mask = tk.mask_BJ[:,None,:,None].float()
-    near = _mean(F.smooth_l1_loss(mean,y.clamp(-20,20),reduction="none",beta=.1),mask)
-    widths = _mean((mean-y).detach().abs()*(-width).exp()+width,mask)
-    reach = c.ctx.pace_BJ[:,None]*tk.dt_B[:,None,None]*10+1e-6            # how far ten steps usually carry
-    far = torch.zeros(())
+    cfg,T = self.config,tk.shape[0]-self.config.unroll
+    size = torch.zeros(len(tk.first_B),device=tk.q_TN.device).index_add(0,tk.window_N,tk.mask_N.float())
+    share = tk.mask_N*size[tk.window_N].clamp(min=1)**-.5
+    average = lambda e_TN2: (e_TN2.mean(-1)@(share/share.sum())).mean()
+    c,mean,width,y = self.read(tk,T)
+    near = average(F.smooth_l1_loss(mean,y.clamp(-20,20),reduction="none",beta=.1))
+    widths = average((mean-y).detach().abs()*(-width).exp()+width)
+    reach = c.ctx.pace_N*tk.dt_N*10+1e-6                                  # how far ten steps usually carry
+    far = torch.zeros((),device=tk.q_TN.device)
     for h in range(cfg.unroll):
-        c,_,_ = self.forward_step(c,tk.drive_BTJ4[:,T-1+h:T+h])
-        dq,dv = _apart(tk,c.now,tk.moment(T+h,T+h+1))
-        e = torch.stack([dq/reach,dv/c.ctx.pace_BJ[:,None]],-1)
-        far = far+_mean(F.smooth_l1_loss(e,torch.zeros_like(e),reduction="none",beta=.05).clamp(max=4.),mask)/cfg.unroll
+        c,_,_ = self.forward_step(c,tk.drive_TN4[T-1+h:T+h],tk.command_TBU[T-1+h:T+h])
+        dq,dv = apart(tk,c.now,tk.moment(T+h,T+h+1))
+        e = torch.stack([dq/reach,dv/c.ctx.pace_N],-1)
+        far = far+average(F.smooth_l1_loss(e,torch.zeros_like(e),reduction="none",beta=.05).clamp(max=4.))/cfg.unroll
     total = near+cfg.far*far+.05*widths
     return total, dict(loss=total.item(),near=near.item(),far=far.item(),width=widths.item())
 
-# %% ../nbs/32_dynamics.ipynb #cc64e5a0
+# %% ../nbs/32_dynamics.ipynb #923580b0
 @patch
 @torch.no_grad()
 def start(self:DynamicsTransformer,
@@ -193,11 +232,13 @@ def step(self:DynamicsTransformer,
     action_KA,
 ):                           # carry, Prediction
     "The next state of each candidate."
-    u = c.spec.action(np.asarray(action_KA,float),c.command_KU)
-    d = drive(c.spec,u[:,None]); d[...,0] += static(c.spec)["servo_J2"][:,0]*static(c.spec)["home_J"]
-    c,_,width = self.forward_step(c,torch.as_tensor(d,dtype=torch.float32,device=self.head.weight.device))
-    to = lambda x: x[:,0].double().cpu().numpy()
-    state = join_state(c.spec,to(c.now.q_BTJ),to(c.now.v_BTJ),to(c.now.quat_BTR4))
-    spread = (width[:,0].exp()*c.ctx.scale_BJ[...,None]).double().cpu().numpy()
-    spread[...,1] *= c.spec.dt
-    return replace(c,command_KU=u), Prediction(state,np.concatenate([spread[...,1],spread[...,0]],-1))
+    u,s = c.spec.action(np.asarray(action_KA,float),c.command_KU),static(c.spec)
+    d = drive(c.spec,u); d[...,0] += s["servo_J2"][:,0]*s["home_J"]
+    at = c.tk.lines(c.spec)                                               # K, J
+    drive_TN4 = torch.zeros_like(c.drive_TN4); drive_TN4[0,at] = torch.as_tensor(d,dtype=torch.float32,device=drive_TN4.device)
+    command_TBU = torch.as_tensor(u,dtype=torch.float32,device=drive_TN4.device)[None]
+    c,_,width = self.forward_step(c,drive_TN4,command_TBU)
+    own = lambda x: x[0][at].double().cpu().numpy()
+    turns = c.now.quat_TR4[0].double().cpu().numpy().reshape(len(at),-1,4)
+    spread = own((width.exp()*c.ctx.scale_N[:,None])); spread[...,1] *= c.spec.dt
+    return replace(c,command_KU=u), Prediction(join_state(c.spec,own(c.now.q_TN),own(c.now.v_TN),turns),np.concatenate([spread[...,1],spread[...,0]],-1))

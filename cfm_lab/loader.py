@@ -6,12 +6,14 @@
 __all__ = ['window_starts', 'take', 'Corpus', 'variants', 'mixture', 'pieces', 'batch', 'pick', 'split_episodes',
            'random_windows']
 
-# %% ../nbs/24_loader.ipynb #a98c73d0
+# %% ../nbs/24_loader.ipynb #a96b7510
 import hashlib
+from functools import lru_cache
 from typing import Mapping, Sequence
 import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, Episode, Spec, Tokens, Window, window
+from .channels import channels_only
 from .store import Flat, flatten, group_of
 from .tokens import static, tokenize
 
@@ -151,16 +153,26 @@ def pieces(
         out += [(specs[v], take(flat, some[shown==v], T)) for v in np.unique(shown)]
     return out
 
-# %% ../nbs/24_loader.ipynb #36f919f0
+# %% ../nbs/24_loader.ipynb #07401d20
 def batch(
     corpus:Corpus,
     weights:Mapping|None,     # task or family → weight; None: `mixture(corpus)`
     seed:int, k:int,          # batch k of the run with this seed
     size:int,                 # windows
     T:int,                    # rows of each
+    blind:float=0.,           # share of windows that are shown without a card
 )->Tokens:
     "Batch k: a pure function of (seed, k)."
-    return tokenize(pieces(corpus, weights, seed, k, size, T))
+    found = pieces(corpus, weights, seed, k, size, T)
+    if blind:
+        rng,seen = np.random.default_rng([seed,k,1]),[]
+        for spec,w in found:
+            hide = rng.random(len(w))<blind
+            seen += [(s,w[m]) for s,m in ((spec,~hide),(_blank(spec),hide)) if m.any()]
+        found = seen
+    return tokenize(found)
+
+_blank = lru_cache(maxsize=8192)(channels_only)
 
 # %% ../nbs/24_loader.ipynb #eb07ba50
 def _key(e, seed):

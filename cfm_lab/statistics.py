@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['difference_names', 'entity_of', 'channel_scale', 'channel_mask', 'Errors', 'errors', 'skill', 'best_of', 'iqm',
-           'geometric_mean', 'bootstrap_interval']
+           'geometric_mean', 'bootstrap_interval', 'redraws', 'redrawn', 'between']
 
 # %% ../nbs/61_statistics.ipynb #f1e1a680
 from dataclasses import dataclass
@@ -133,3 +133,27 @@ def bootstrap_interval(
         return statistic(np.concatenate([*draws,*rest],-1), axis=-1)
     ci = stats.bootstrap(drawn, pooled, method="percentile", n_resamples=resamples, confidence_level=level, rng=np.random.default_rng(seed), vectorized=True, axis=-1).confidence_interval
     return float(ci.low),float(ci.high)
+
+# %% ../nbs/61_statistics.ipynb #c5764af0
+def redraws(
+    n:int,                 # seeds, or episodes
+    resamples:int=1000,
+    seed:int=0,
+):                         # weights `(B, n)`; each row adds up to 1
+    "Bootstrap draws as weights."
+    return np.random.default_rng(seed).multinomial(n, np.full(n,1/n), resamples)/n
+
+def redrawn(
+    x_SE,                  # errors, a row per seed, a column per test episode
+    seeds_BS, episodes_BE, # from `redraws`
+):                         # `(B,)`
+    "The mean of each draw."
+    return np.einsum("bs,se,be->b", seeds_BS, np.asarray(x_SE,float), episodes_BE, optimize=True)
+
+def between(
+    values_B,              # one per draw; infinite ones are allowed
+    level:float=.95,
+)->tuple:                  # low, high
+    "The middle of the draws."
+    low,high = np.quantile(values_B, [(1-level)/2,(1+level)/2], method="nearest")
+    return float(low),float(high)

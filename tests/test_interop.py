@@ -205,7 +205,7 @@ def test_a_model_reads_trains_on_and_predicts_channels(actions):
     t = np.arange(90)*.05
     eps = [table_episode(spec, Columns(names,acts,angles=("a",)), {n:np.sin((i+1)*t+k) for i,n in enumerate(names)}|{u:rng.normal(size=90) for u in acts}, k) for k in range(6)]
     tk = tokenize([(spec, window(eps,[0]*6,75))])
-    assert all(torch.isfinite(x.float()).all() for x in (tk.q_BTJ,tk.v_BTJ,tk.drive_BTJ4,tk.card_BJF,tk.unit_BJ6)) and not roams(spec).any()
+    assert all(torch.isfinite(x.float()).all() for x in (tk.q_TN,tk.v_TN,tk.drive_TN4,tk.card_NF,tk.unit_N8)) and not roams(spec).any()
     for u in range(min(actions,spec.J)): assert np.abs(drive(spec,np.eye(actions)[u])).max()>.1      # every action arrives
     if 0<actions<=spec.J: assert np.linalg.matrix_rank(spec.moment_UJ)==actions
     model = dynamics_tiny().build(); opt = torch.optim.Adam(model.parameters(), 3e-3); losses = []
