@@ -326,7 +326,7 @@ def own_products(
         return model.flops(lines*rows, training=training)
     return run
 
-# %% ../nbs/68_benches.ipynb #15380460
+# %% ../nbs/68_benches.ipynb #950254b0
 def train_step(
     config,
     corpus,
@@ -366,6 +366,7 @@ def imagined_step(
     def run(): model.step(carry,action); return model.flops(K*scene.spec.J, joints=scene.spec.J, training=False)
     return run
 
+# %% ../nbs/68_benches.ipynb #73122df0
 def bench_dynamics(
     quick:bool=False,
     config=None,            # default: the model that ships

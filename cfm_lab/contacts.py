@@ -421,7 +421,7 @@ def over_planes(
     d = (c*up).sum(-1)-off
     return d,c-up*(d/2)[...,None],up.expand_as(c),hint
 
-# %% ../nbs/30a_contacts.ipynb #75e3e970
+# %% ../nbs/30a_contacts.ipynb #abd090c0
 def between_bodies(
     me:Robots,
     x_NK34,
@@ -442,8 +442,10 @@ def between_bodies(
     if me.cylinders:
         rho = (c[...,:2]**2).sum(-1,keepdim=True).sqrt(); x = torch.where(tube,torch.cat([rho,0*rho,c[...,2:]],-1),c)
     out = x-torch.maximum(torch.minimum(x,half),-half); far = out.norm(dim=-1,keepdim=True)
-    depth,inside = half-x.abs(),far<1e-9
+    depth,inside = half-x.abs(),far<1e-5
     n = torch.where(inside,F.one_hot(depth.argmin(-1),3)*torch.where(x<0,-1.,1.).to(x.dtype),out/far.clamp(min=1e-9))
+    if me.segments:                                             # axes that cross: as MuJoCo has it, apart along their common normal
+        side = torch.stack([h[...,1],-h[...,0],0*h[...,0]],-1); n = torch.where(inside&(half[...,1:2]==0)&(flat>1e-12),side/flat.sqrt().clamp(min=1e-9),n)
     far = torch.where(inside,-depth.min(-1,keepdim=True).values,far)
     if me.cylinders: n = torch.where(tube,torch.cat([n[...,:1]*c[...,:2]/rho.clamp(min=1e-9),n[...,2:]],-1),n)
     d = far-p[...,6:7]-p[...,22:23]

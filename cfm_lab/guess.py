@@ -7,14 +7,14 @@ __all__ = ['Dial', 'fine', 'medium', 'coarse', 'Look', 'look_at', 'pull', 'stiff
            'schedule', 'own_step', 'control_step', 'advance_guess', 'RigidGuess', 'Seats', 'seats', 'guess_lines',
            'coverage']
 
-# %% ../nbs/30c_guess.ipynb #ac5a2200
+# %% ../nbs/30c_guess.ipynb #9523a520
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
 from .base import Prediction, Spec, Tokens, Window
-from .mechanics import States, activation, arms_of, clipped, drag, drift, link_forces, link_velocity, mass_matrix, posture, tendons, to_joints
+from .mechanics import States, activation, arms_of, clipped, drag_rows, drift, link_forces, link_velocity, mass_matrix, posture, tendons, to_joints
 from .contacts import Party, Robots, impedance, left_out, seated, stack_mechanics, stack_robots
 from .constraints import Rows, cholesky_solve, make_rows, solve
 from .tokens import Moment, join_state, split_state, static
@@ -33,15 +33,16 @@ def fine()->Dial: "The simulator's own steps."; return Dial(0,1,8,24)
 def medium()->Dial: "Four looks."; return Dial(4,5,2,12)
 def coarse()->Dial: "One look: what a training step can afford."; return Dial(1,5,1,8)
 
-# %% ../nbs/30c_guess.ipynb #b6ad8ce0
+# %% ../nbs/30c_guess.ipynb #2e1aba30
 @dataclass(frozen=True, eq=False)
 class Look:
     "What one look at the geometry finds."
     M_NJJ:torch.Tensor
-    bias_NJ:torch.Tensor         # gravity, Coriolis, drag: as a force
+    bias_NJ:torch.Tensor         # gravity, Coriolis: as a force
     arms_NUJ:torch.Tensor        # moments of the commands
     length_NU:torch.Tensor       # of their transmissions, at the beginning
     line:tuple|None              # tendons: length at the beginning, Jacobian
+    wet:tuple|None               # rows and brakes of the medium
     rows:Rows|None               # with errors as they were at the beginning
 
 def look_at(
@@ -60,10 +61,9 @@ def look_at(
         line = length-(jac@ahead_NJ[...,None])[...,0],jac
     k = make_rows(me,p,q,v_NJ,command_NU,(length,jac) if me.strung else None,points)
     if k is not None: k = replace(k,r_NR=k.r_NR-k.dot(ahead_NJ))
-    arms,turns = arms_of(me,p,jac),me.turn_J
-    return Look(M,-to_joints(me,p,f-drag(me,p,V) if me.wet else f),arms,me.length_U+(me.moment_UJ@(q_NJ-me.home_J)[...,None])[...,0],line,k)
+    return Look(M,-to_joints(me,p,f),arms_of(me,p,jac),me.length_U+(me.moment_UJ@(q_NJ-me.home_J)[...,None])[...,0],line,drag_rows(me,p) if me.wet else None,k)
 
-# %% ../nbs/30c_guess.ipynb #c7179230
+# %% ../nbs/30c_guess.ipynb #9ccc3230
 def pull(
     me:Robots,
     look:Look,
@@ -89,6 +89,10 @@ def pull(
         length = length+(jac@way_NJ[...,None])[...,0]
         stretch = length-torch.maximum(torch.minimum(length,me.linerest_L2[...,1]),me.linerest_L2[...,0])
         force = force-((k[...,0]*stretch+k[...,1]*(jac@v_NJ[...,None])[...,0])[:,None]@jac)[:,0]
+    if me.wet:
+        G,slow,fast = look.wet; speed = (G@v_NJ[...,None])[...,0]; brake = slow+fast*speed.abs()
+        force = force-((brake*speed)[:,None]@G)[:,0]
+        if soft or me.implicit: step = step+G.mT@((brake*h_N1*((me.integrator_1>=2)|(large_N1>0)))[...,None]*G)
     return force,torch.where(large_N1[...,None]>0,step,M) if soft else M,step
 
 # %% ../nbs/30c_guess.ipynb #31179480

@@ -6,7 +6,7 @@
 __all__ = ['FAR_OFF', 'cross', 'States', 'Limb', 'matrix', 'limbs', 'links', 'masses', 'is_off', 'joint_laws', 'pulls', 'is_line',
            'lines', 'coefficients', 'tendon_arrays', 'wet_bodies', 'rigid', 'pad', 'Mechanics', 'stack', 'matrix_of',
            'poses', 'Posture', 'posture', 'times', 'mass_matrix', 'link_velocity', 'link_drift', 'link_forces',
-           'to_joints', 'drag', 'rows', 'tendons', 'arms_of', 'clipped', 'activation', 'drift']
+           'to_joints', 'rows', 'drag_rows', 'tendons', 'arms_of', 'clipped', 'activation', 'drift']
 
 # %% ../nbs/30_mechanics.ipynb #f32a7f80
 import math
@@ -383,30 +383,27 @@ def to_joints(me:Mechanics, p:Posture, f_NJ6):
     "What forces on links are to each degree of freedom."
     return ((me.moves_JJ.mT@f_NJ6)*p.s_NJ6).sum(-1)
 
-# %% ../nbs/30_mechanics.ipynb #aa90b2b0
-def drag(
-    me:Mechanics,
-    p:Posture,
-    V_NJ6,
-):                       # `(N, J, 6)`
-    "What the medium does to the links: MuJoCo's boxes of equal inertia."
-    world = lambda t: F.pad(t,(0,0,0,1))
-    X,P = rows(p.x_NK34,me.wet_W),me.wetpose_WE.unflatten(-1,(3,4))
-    R = X[...,:3]@P[...,:3]; c = (X[...,:3]@P[...,3:])[...,0]+X[...,3]-rows(world(p.o_NJ3),me.wet_W)
-    V = rows(world(V_NJ6),me.wet_W)
-    w,u = (R.mT@torch.stack([V[...,:3],V[...,3:]+cross(V[...,:3],c)],-1)).unbind(-1)
-    b,rho,eta = me.wetbox_W3,me.medium_2[:,None,:1],me.medium_2[:,None,1:]
-    d,b4 = b.mean(-1,keepdim=True),b**4
-    area,arm = b.prod(-1,keepdim=True)/b.clamp(min=1e-9),b*(b4.sum(-1,keepdim=True)-b4)
-    push,twist = (R@torch.stack([-3*math.pi*d*eta*u-.5*rho*area*u.abs()*u, -math.pi*d**3*eta*w-rho*arm*w.abs()*w/64],-1)).unbind(-1)
-    f = torch.cat([twist+cross(c,push),push],-1)*(me.wet_W<me.shape[1])[...,None]
-    return world(torch.zeros_like(V_NJ6)).scatter_add(1,me.wet_W[...,None].expand(-1,-1,6),f)[:,:-1]
-
+# %% ../nbs/30_mechanics.ipynb #d9a06020
 def rows(x_NK, index_NM):
     "Rows `index` of the second axis."
     N,K = x_NK.shape[:2]
     i = (index_NM+K*torch.arange(N,device=x_NK.device)[:,None]).flatten()
     return x_NK.reshape(N*K,-1).index_select(0,i).view(N,-1,*x_NK.shape[2:])
+
+def drag_rows(
+    me:Mechanics,
+    p:Posture,
+):                       # Jacobian `(N, 6W, J)` of the bodies' own speeds; brake per speed, and per its square, `(N, 6W)`
+    "How the medium brakes: MuJoCo's boxes of equal inertia."
+    X,P,s = rows(p.x_NK34,me.wet_W),me.wetpose_WE.unflatten(-1,(3,4)),p.common()[:,None]
+    R,c = X[...,:3]@P[...,:3],(X[...,:3]@P[...,3:])[...,0]+X[...,3]
+    turn = s[...,:3].expand(-1,c.shape[1],-1,-1)
+    G = torch.cat([turn@R,(s[...,3:]+cross(turn,c[:,:,None].expand_as(turn)))@R],-1)*rows(me.moved,me.wet_W)[...,None]
+    b,rho,eta = me.wetbox_W3,me.medium_2[:,None,:1],me.medium_2[:,None,1:]
+    d,b4 = b.mean(-1,keepdim=True).expand_as(b),b**4
+    slow = torch.cat([math.pi*d**3*eta,3*math.pi*d*eta],-1)
+    fast = torch.cat([rho*b*(b4.sum(-1,keepdim=True)-b4)/64,.5*rho*b.prod(-1,keepdim=True)/b.clamp(min=1e-9)],-1)
+    return G.transpose(2,3).flatten(1,2),slow.flatten(1),fast.flatten(1)
 
 # %% ../nbs/30_mechanics.ipynb #04e526f0
 def tendons(
