@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-from .artifacts import project_root
 from .base import BadInput, Row
 from .cells import headline, write_result
 

@@ -17,7 +17,7 @@ from .base import Spec, Window, Tokens, Prediction
 from .artifacts import Pretrained
 from .guess import Seats, coarse, guess_lines, seats
 from .layers import Pairs, Stack
-from .tokens import (Moment, Context, N_CARD, N_ROW, N_STATIC, apart, features, static_features, local, settle,
+from .tokens import (Moment, Context, N_ROW, N_STATIC, apart, features, static_features, local, settle,
     read_history, step_by, target, tokenize, join_state, drive, static)
 
 # %% ../nbs/32_dynamics.ipynb #213b6800
@@ -160,8 +160,8 @@ def read(self:DynamicsTransformer,
     W,last = min(self.config.teach,T-3),torch.stack([y[-1:,:,0],y[-2:-1,:,0]],-1)
     c = Carry(None,tk,ctx,static_ND,weights,m.rows(-1,None),tk.drive_TN4[T-2:T-1],last)
     if self.config.mechanics:
-        known_B = torch.tensor(["card" not in s.lacks for s,n in tk.robots for _ in range(n)],device=tk.q_TN.device)
-        c = replace(c,seats=seats(tk),known_N=known_B[tk.window_N]&tk.mask_N)
+        at = seats(tk)
+        c = replace(c,seats=at,known_N=torch.isin(tk.window_N,at.window_W)&tk.mask_N)
     rows,prior,reach,c = self.informed(rows[-W:],ctx.loo_TN2[-W:]*ctx.trust_N2,c,m.rows(T-1-W,T-1),tk.command_TBU[T-1-W:T-1],y[-W:])
     mean,width = self(rows,static_ND,weights,prior,reach)
     return c,mean,width,y[-W:]

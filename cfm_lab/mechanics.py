@@ -16,7 +16,6 @@ from typing import Callable, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from .base import BadInput, Spec
 from .tokens import static
 

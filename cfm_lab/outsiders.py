@@ -17,7 +17,7 @@ from .artifacts import data_root, load_weights, read_json
 from .adapt import Settings, adapt
 from .cells import Cells, make_result, result_path
 from .channels import channels_only, slug
-from .exam_dynamics import (FEW, GUESS, PARTS, TRIVIAL, Choice, Draws, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
+from .exam_dynamics import (FEW, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
 from .history import hidden, history_errors
 from .loader import pick
 from .scoring import examine

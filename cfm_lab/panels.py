@@ -22,7 +22,7 @@ from bokeh.models import PrintfTickFormatter
 from fastcore.basics import patch
 from .artifacts import data_root, load_weights, project_root
 from .base import BadInput, Dynamics, Episode, Spec, window
-from .figures import METHODS, _GROW, beside, box, joined, mesh, moving_channels, placed, rollout_figure, rollout_lines, scene_figure, style
+from .figures import _GROW, beside, box, joined, mesh, moving_channels, placed, rollout_figure, rollout_lines, scene_figure, style
 from .references import ConstantVelocity, Persistence, RidgeARX
 
 # %% ../nbs/71_panels.ipynb #ffe72990

@@ -7,8 +7,7 @@ __all__ = ['PRETRAININGS', 'Pretraining', 'learned', 'mechanics', 'minutes', 'ge
            'pretrain', 'record_path', 'write_record', 'ship']
 
 # %% ../nbs/42_pretraining.ipynb #ff7d8000
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -85,11 +84,10 @@ def run_folder(
     return new_run(f"{p.name}-{seed}", root, resume=True)
 
 def command(
-    p:Pretraining,
-    seed:int,
+    name:str, seed:int,
 )->str:
     "The command that makes these weights."
-    return f"cfm pretrain {p.name} --seed {seed}"
+    return f"cfm pretrain {name} --seed {seed}"
 
 def pretrain(
     p:Pretraining,
@@ -113,7 +111,7 @@ def pretrain(
         corpus,content = Corpus(store),store.content_hash()
     torch.manual_seed(seed)
     model,weights,T = p.model.build(),draws(corpus,p),p.past+p.model.unroll
-    card = dict(command=command(p,seed), record=_record(p), data=dict(recipe=getattr(p.recipe,"name",""), content_hash=content, transitions=corpus.transitions), parameters=model.parameters_count(), hardware=hardware())
+    card = dict(command=command(p.name,seed), record=_record(p), data=dict(recipe=getattr(p.recipe,"name",""), content_hash=content, transitions=corpus.transitions), parameters=model.parameters_count(), hardware=hardware())
     tokens = _tokens(corpus,p,weights,seed,T)
     card["flops"] = p.steps*model.flops(tokens*(p.model.teach+p.model.unroll), lines=tokens, past=tokens*(p.past-3))
     fit(model, lambda k: batch(corpus,weights,seed,k,p.size,T,p.blind), p.steps, p.lr, seed=seed, run=run, progress=progress, save_every=500, card=card)

@@ -6,10 +6,10 @@
 __all__ = ['HORIZONS', 'PAST', 'STARTS', 'Target', 'make_target', 'fallen', 'examine', 'stacked']
 
 # %% ../nbs/61b_scoring.ipynb #65fa9e90
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np
-from .base import BadInput, Dynamics, Episode, Spec, Window, imagine, window
+from .base import Dynamics, Episode, Spec, Window, imagine, window
 from .statistics import channel_mask, channel_scale, errors
 
 # %% ../nbs/61b_scoring.ipynb #d91c4240

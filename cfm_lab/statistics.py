@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 import numpy as np
 from scipy import stats
-from fastcore.basics import patch
 from .base import BadInput, DOFS, Episode, Spec
 from .tokens import roams
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Sequence
-from .base import BadInput, Spec
+from .base import Spec
 from .artifacts import hardware, read_json, write_json
 from .collect import Recipe, collect, target_recipe
 from .cells import results_root
