@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Dial', 'fine', 'medium', 'coarse', 'Look', 'look_at', 'pull', 'stiffness_of', 'accelerate', 'beats_between',
-           'schedule', 'own_step', 'control_step', 'advance_guess', 'RigidGuess', 'Seats', 'seats', 'guess_lines',
-           'coverage']
+           'schedule', 'own_step', 'control_step', 'advance_guess', 'activations', 'RigidGuess', 'Seats', 'seats',
+           'guess_lines', 'coverage']
 
 # %% ../nbs/30c_guess.ipynb #9523a520
 from dataclasses import dataclass, replace
@@ -183,7 +183,7 @@ def own_step(
         q1,v1,quat1 = torch.where(four,q4,q1),torch.where(four,v+h*mean(accs),v1),torch.where(four[...,None],quat4,quat1)
     return q1,v1,quat1,later
 
-# %% ../nbs/30c_guess.ipynb #683a8dc0
+# %% ../nbs/30c_guess.ipynb #ed9dbdf0
 def control_step(
     me:Robots,
     q_NJ, v_NJ, quat_NR4, act_NU, command_NU,
@@ -211,18 +211,37 @@ def advance_guess(
     m:States,                    # T rows of each
     command_BTU,                 # commands
     dial:Dial=Dial(),
-    act_BTU=None,                # activations; None: as if the command had stood for long
 )->States:                       # one control step later
     "The guess for B × T states at once."
-    T,out = m.q_BTJ.shape[1],States(m.q_BTJ.clone(),m.v_BTJ.clone(),m.quat_BTR4.clone())
+    T,out = m.q_BTJ.shape[1],States(m.q_BTJ.clone(),m.v_BTJ.clone(),m.quat_BTR4.clone(),command_BTU.clone())
     for i,me,mine in seated(party,m):
-        (J,R),U = (me.shape[1],me.rot_R6.shape[1]),me.law_U4.shape[1]
-        flat = lambda x: x.flatten(0,1); mine_U = lambda x: None if x is None else flat(F.pad(x[i,:,:U],(0,max(0,U-x.shape[-1]))))
-        q,v,quat,_ = control_step(me.repeat(T),flat(mine.q_BTJ),flat(mine.v_BTJ),flat(mine.quat_BTR4),mine_U(act_BTU),mine_U(command_BTU),dial)
+        (J,R) = me.shape[1],me.rot_R6.shape[1]
+        flat,own = (lambda x: x.flatten(0,1)),(lambda x_BTU: _own(me,i,x_BTU))
+        q,v,quat,act = control_step(me.repeat(T),flat(mine.q_BTJ),flat(mine.v_BTJ),flat(mine.quat_BTR4),None if m.act_BTU is None else flat(own(m.act_BTU)),flat(own(command_BTU)),dial)
         out.q_BTJ[i,:,:J],out.v_BTJ[i,:,:J],out.quat_BTR4[i,:,:R] = (x.unflatten(0,(len(i),T)) for x in (q,v,quat))
+        out.act_BTU[i,:,:act.shape[-1]] = act.unflatten(0,(len(i),T))[...,:out.act_BTU.shape[-1]]
     return out
 
-# %% ../nbs/30c_guess.ipynb #812074a0
+def _own(me, i, x_BTU):
+    "Commands of one table."
+    U = me.law_U4.shape[1]
+    return F.pad(x_BTU[i,:,:U],(0,max(0,U-x_BTU.shape[-1])))
+
+@torch.no_grad()
+def activations(
+    party:Party,
+    command_BTU,
+):                               # `(B, T, U)`, before each command
+    "What the actuators' lags have made of the commands so far; the first had stood for long."
+    out = command_BTU.clone()
+    for i,me in party.tables:
+        u_NTU = clipped(_own(me,i,command_BTU),me.clip_U4[:,None,:,:2]); act,rows = u_NTU[:,0],[]
+        for t in range(u_NTU.shape[1] if me.lagged else 0):
+            rows.append(act[:,:out.shape[-1]]); act = activation(me,act,u_NTU[:,t],me.step_1,me.steps_1)
+        if rows: out[i,:,:rows[0].shape[-1]] = torch.stack(rows,1)
+    return out
+
+# %% ../nbs/30c_guess.ipynb #c95adde0
 @lru_cache(maxsize=64)
 def _alone(spec, dtype): return stack_robots([(spec,1)],dtype=dtype)
 
@@ -238,7 +257,7 @@ class RigidGuess:
         t = lambda a: torch.as_tensor(a,dtype=self.dtype)
         act = clipped(t(h.command_KTU[:,0]),me.clip_U4[...,:2])
         for k in range(h.command_KTU.shape[1]-1) if me.lagged else ():
-            for _ in range(me.most): act = activation(me,act,clipped(t(h.command_KTU[:,k]),me.clip_U4[...,:2]),me.step_1)
+            act = activation(me,act,clipped(t(h.command_KTU[:,k]),me.clip_U4[...,:2]),me.step_1,me.steps_1)
         q,v,quat = split_state(spec,h.state_KTC[:,-1])
         return spec,me,t(q),t(v),t(quat),act if me.lagged else None,h.command_KTU[:,-2]
     @torch.no_grad()
@@ -249,7 +268,7 @@ class RigidGuess:
         q,v,quat,act = control_step(me,q,v,quat,act,torch.as_tensor(u,dtype=self.dtype),self.dial)
         return (spec,me,q,v,quat,act if me.lagged else None,u),Prediction(join_state(spec,*(x.double().numpy() for x in (q,v,quat))))
 
-# %% ../nbs/30c_guess.ipynb #849afa10
+# %% ../nbs/30c_guess.ipynb #17f20030
 @dataclass(frozen=True, eq=False)
 class Seats:
     "Where the lines of a batch stand in the guess's rectangles."
@@ -282,17 +301,18 @@ def guess_lines(
     m:Moment,                    # T rows
     command_TBU,                 # of these rows
     dial:Dial=Dial(),
-)->Moment:                       # one control step later; lines without a seat as they were
+    act_WTU=None,                # activations of the windows that have a seat
+)->tuple:                        # `Moment` one control step later, lines without a seat as they were; activations
     "The guess for the lines of a batch."
-    if at.party is None: return m
+    if at.party is None: return m,act_WTU
     there = at.there_WJ
     square = lambda x_TN: torch.where(there,x_TN[:,at.line_WJ],torch.zeros_like(x_TN[:1,:1,None])).transpose(0,1)
     quat = torch.cat([m.quat_TR4,m.quat_TR4.new_tensor([1.,0,0,0]).expand(len(m.quat_TR4),1,4)],1)
-    then = advance_guess(at.party,States(square(m.q_TN),square(m.v_TN),quat[:,at.turn_WR].transpose(0,1)),command_TBU[:,at.window_W].transpose(0,1),dial)
+    then = advance_guess(at.party,States(square(m.q_TN),square(m.v_TN),quat[:,at.turn_WR].transpose(0,1),act_WTU),command_TBU[:,at.window_W].transpose(0,1),dial)
     q,v,turned = m.q_TN.clone(),m.v_TN.clone(),quat.clone()
     q[:,at.line_WJ[there]],v[:,at.line_WJ[there]] = then.q_BTJ.transpose(0,1)[:,there],then.v_BTJ.transpose(0,1)[:,there]
     turned[:,at.turn_WR] = then.quat_BTR4.transpose(0,1)
-    return Moment(q,v,turned[:,:-1])
+    return Moment(q,v,turned[:,:-1]),then.act_BTU
 
 # %% ../nbs/30c_guess.ipynb #b393b210
 def coverage(

@@ -8,7 +8,7 @@ __all__ = ['FAR_OFF', 'cross', 'States', 'Limb', 'matrix', 'limbs', 'links', 'ma
            'poses', 'Posture', 'posture', 'times', 'mass_matrix', 'link_velocity', 'link_drift', 'link_forces',
            'to_joints', 'rows', 'drag_rows', 'tendons', 'arms_of', 'clipped', 'activation', 'drift']
 
-# %% ../nbs/30_mechanics.ipynb #f32a7f80
+# %% ../nbs/30_mechanics.ipynb #c5a60320
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from .base import BadInput, Spec
 from .tokens import static
 
-# %% ../nbs/30_mechanics.ipynb #d3d3a480
+# %% ../nbs/30_mechanics.ipynb #bdaf4d00
 @dataclass(frozen=True, eq=False)
 class States:
     "States of B robots at T moments, padded."
     q_BTJ:torch.Tensor        # as in `tokens.split_state`
     v_BTJ:torch.Tensor
     quat_BTR4:torch.Tensor
+    act_BTU:torch.Tensor|None = None   # activations of the commands; None: as if each had stood for long
 
 # %% ../nbs/30_mechanics.ipynb #ce222650
 @dataclass(frozen=True, eq=False)
@@ -404,7 +405,7 @@ def drag_rows(
     fast = torch.cat([rho*b*(b4.sum(-1,keepdim=True)-b4)/64,.5*rho*b.prod(-1,keepdim=True)/b.clamp(min=1e-9)],-1)
     return G.transpose(2,3).flatten(1,2),slow.flatten(1),fast.flatten(1)
 
-# %% ../nbs/30_mechanics.ipynb #04e526f0
+# %% ../nbs/30_mechanics.ipynb #35bee930
 def tendons(
     me:Mechanics,
     p:Posture,
@@ -442,11 +443,13 @@ def activation(
     me:Mechanics,
     act_NU, u_NU,         # activation (of a command without lag: itself); command
     h,                    # s, `(N, 1)`
+    steps=1,              # of length h, `(N, 1)`
 ):                        # `(N, U)`
-    "Activations a time `h` later."
+    "Activations some steps later."
     if not me.lagged: return u_NU
     share,kind = h/me.tau_U.clamp(min=1e-9),me.lag_U
-    a = act_NU+torch.where(kind==3,h*u_NU,(u_NU-act_NU)*torch.where(kind==1,share.clamp(max=1.),1-(-share).exp()))
+    left = torch.where(kind==1,(1-share).clamp(min=0.)**steps,(-share*steps).exp())
+    a = act_NU+torch.where(kind==3,steps*h*u_NU,(u_NU-act_NU)*(1-left))
     return torch.where(kind>0,clipped(a,me.active_U2),u_NU)
 
 # %% ../nbs/30_mechanics.ipynb #e5c07dc0

@@ -6,7 +6,7 @@
 __all__ = ['PRETRAININGS', 'Pretraining', 'learned', 'mechanics', 'minutes', 'get_pretraining', 'draws', 'run_folder', 'command',
            'pretrain', 'record_path', 'write_record', 'ship']
 
-# %% ../nbs/42_pretraining.ipynb #ff7d8000
+# %% ../nbs/42_pretraining.ipynb #1dac8d00
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .artifacts import RunFolder, config_to_dict, hardware, load_weights, new_ru
 from .loader import Corpus, batch
 from .store import group_of
 
-# %% ../nbs/42_pretraining.ipynb #d453a660
+# %% ../nbs/42_pretraining.ipynb #14b6f410
 @dataclass(frozen=True)
 class Pretraining:
     "All that decides a pre-training."
@@ -41,7 +41,7 @@ def mechanics()->Pretraining:
     "The model with the rigid guess inside."
     from cfm_lab.collect import pretrain_recipe
     from cfm_lab.dynamics import dynamics_small
-    return Pretraining("mechanics", dynamics_small(mechanics=True), pretrain_recipe(), steps=8_000)
+    return Pretraining("mechanics", dynamics_small(mechanics=True), pretrain_recipe(), steps=3_000)
 
 def minutes()->Pretraining:
     "What the first run trains while one waits."
@@ -74,7 +74,7 @@ def draws(
     w = {g:n*total[robot[g]]**(p.power-1)*min(1,p.joints/np.mean(joints[robot[g]])) for g,n in size.items()}
     return {g:x/sum(w.values()) for g,x in w.items()}
 
-# %% ../nbs/42_pretraining.ipynb #fb382790
+# %% ../nbs/42_pretraining.ipynb #afd843b0
 def run_folder(
     p:Pretraining,
     seed:int,
