@@ -13,7 +13,7 @@ __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGET
            'efficiency_line', 'below_scratch', 'history_line', 'headlines', 'median_seed', 'outline', 'say_cost',
            'conduct', 'told', 'exam', 'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #c7ec8400
+# %% ../nbs/62_exam_dynamics.ipynb #f925d680
 import hashlib, time
 from dataclasses import dataclass, replace, asdict
 from functools import lru_cache, partial
@@ -34,7 +34,7 @@ from .pretraining import Pretraining, command, pretrain, record_path
 from .history import hidden, history_errors
 from .cells import Cell, Cells, headline, read_result, result_path, results_root, source_hash, write_result
 
-# %% ../nbs/62_exam_dynamics.ipynb #51d67c00
+# %% ../nbs/62_exam_dynamics.ipynb #0949fe70
 @dataclass(frozen=True)
 class Entrant:
     "A model that takes the exam."
@@ -44,7 +44,8 @@ class Entrant:
     folder:str = ""          # or one folder for all seeds
     nocard:bool = False      # is it asked without a card, too?
     beside:bool = False      # has it the rigid-body guess inside? Then that stands beside it, untrained
-    scratch:str = ""         # name of the same model from scratch; "": NAME_scratch
+    scratch:str = ""         # name of the same model from scratch, which entrants of one config may share; "": NAME_scratch
+    weights:str = ""         # what its rows say of where its weights are from
     @property
     def from_scratch(self)->str: return self.scratch or f"{self.name}_scratch"
 
@@ -70,15 +71,15 @@ def weights_of(
     if not sha: raise BadInput(f"no weights of {e.name!r}, seed {seed}", str(folder), f"and no card {card.name} either", f"Run `{make}`.")
     return Weights(sha, folder if here==sha else None, told or (read_json(folder/"card.json") if (folder/"card.json").is_file() else {}), make)
 
-# %% ../nbs/62_exam_dynamics.ipynb #90db4630
+# %% ../nbs/62_exam_dynamics.ipynb #cceb2280
 def entrant(
     name:str,
     **more,                  # of `Entrant`
 )->Entrant:
-    "An entrant by the name of its pre-training."
-    run = more.get("run") or name
-    d = read_json(_record(run,0)).get("config") if _record(run,0).is_file() else None
-    f = data_root()/"runs"/f"{run}-0"/"config.json"
+    "An entrant by the name of its pre-training, or by its folder."
+    run,folder = more.get("run") or name,more.get("folder")
+    d = read_json(_record(run,0)).get("config") if _record(run,0).is_file() and not folder else None
+    f = Path(folder or data_root()/"runs"/f"{run}-0")/"config.json"
     if d is None and not f.is_file(): raise BadInput(f"nobody has pre-trained {run!r}", str(_record(run,0)), "neither a card nor weights are here", f"Run `{command(run,0)}`.")
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
@@ -352,7 +353,7 @@ def ask_zero_shot(plan:ExamPlan, ask:Callable)->dict:
         for t in tasks: asked.append((GUESS,t,0)); cells.append(cell(plan,"guess",t,who=GUESS))
     return gather(asked, ask(cells,"zero-shot"))
 
-# %% ../nbs/62_exam_dynamics.ipynb #28f31790
+# %% ../nbs/62_exam_dynamics.ipynb #044fe9a0
 def learning_cells(plan:ExamPlan, e:Entrant, choices:Sequence[Choice], seeds:Mapping)->tuple:
     "What is asked of an entrant with data: keys, and cells."
     keys,cells = [],[]
@@ -366,12 +367,12 @@ def learning_cells(plan:ExamPlan, e:Entrant, choices:Sequence[Choice], seeds:Map
 
 def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
-    scratch_seeds:Sequence[int]|None=None,     # default: the plan's
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen; along a curve where the plan has one."
-    keys,cells,out = [],[],{}
+    keys,cells,once = [],[],set()
     for e in plan.entrants:
-        k,c = learning_cells(plan,e,choices,dict(fine_tuned=plan.seeds,scratch=scratch_seeds or plan.seeds)); keys += k; cells += c
+        k,c = learning_cells(plan,e,choices,dict(fine_tuned=plan.seeds,scratch=() if e.from_scratch in once else plan.seeds)); keys += k; cells += c
+        once.add(e.from_scratch)
     return gather(keys, [next(iter(v.values())) for v in ask(cells,"few-shot")])
 
 def ask_history(plan:ExamPlan, ask:Callable)->dict:
@@ -412,7 +413,7 @@ def reference_at(
     (m,_,k),best = Draws(scores,1).reference(task,n,h)
     return f"{m} on the history" if k<n else m, best
 
-# %% ../nbs/62_exam_dynamics.ipynb #81eb3070
+# %% ../nbs/62_exam_dynamics.ipynb #8c9c5b70
 def tier_of(plan:ExamPlan, task:str)->str: return "T1" if task in plan.held_out else "validation"
 
 def rows_of(
@@ -422,6 +423,7 @@ def rows_of(
 )->list:                    # of `Row`
     "Errors, skills and ratios of one robot and number of episodes."
     t,scratch,out = target(task),{e.name:e.from_scratch for e in plan.entrants},[]
+    told = {m:w for e in plan.entrants if e.weights for m,w in ((e.name,e.weights),(e.from_scratch,"none"))}
     here = {m:ss for (m,at,k),ss in d.scores.items() if (at,k)==(task,n)}
     if n and d.has((GUESS,task,0)): here[GUESS] = d.scores[GUESS,task,0]
     def put(method, metric, h, value, unit, draws=None, seeds=(), weights=""):
@@ -430,7 +432,7 @@ def rows_of(
     for m,ss in here.items():
         k = 0 if m==GUESS else n
         for h in HORIZONS:
-            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),plan.seeds[:len(ss)])
+            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),plan.seeds[:len(ss)],told.get(m,""))
             for extra in ("mse","object","fallen"):
                 if all(extra in s for s in ss): put(m,"MSE" if extra=="mse" else f"MAE {extra}",h,np.mean([s[extra][str(h)] for s in ss]),"of range")
             if m in TRIVIAL: continue

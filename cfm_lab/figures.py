@@ -14,9 +14,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from .base import BadInput, Report, Spec
 
-# %% ../nbs/70_figures.ipynb #4a57c220
+# %% ../nbs/70_figures.ipynb #94948730
 METHODS = {   # name: label, colour, dash
     "pretrained":        ("pre-trained",       "#0072B2", "solid"),
+    "minutes":           ("pre-trained for minutes", "#56B4E9", "solid"),
+    "shipped":           ("as shipped",        "#0072B2", "solid"),
     "fine_tuned":        ("fine-tuned",        "#0072B2", "solid"),
     "scratch":           ("from scratch",      "#D55E00", "solid"),
     "persistence":       ("persistence",       "#999999", "dot"),

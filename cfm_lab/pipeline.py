@@ -364,7 +364,7 @@ def run_study(
         except KeyboardInterrupt: say(state="interrupted"); raise
         return Run(folder, say(state="done"), False)
 
-# %% ../nbs/72_pipeline.ipynb #6b4a4c60
+# %% ../nbs/72_pipeline.ipynb #9f9cb6d0
 def _number(r):
     "A value with its interval, three digits each."
     f = lambda x: f"{x:.3g}"
@@ -373,7 +373,7 @@ def _number(r):
 def table(
     report:Report,
 )->tuple:            # (header, rows), all text
-    "A report as a table: methods side by side; of the trivial references the best one, with its name."
+    "A report as a table: methods side by side, with their weights where rows tell; of the trivial references the best one, with its name."
     where = ["robot"]+[k for k in ("metric","task","data_n","horizon") if len(report.values(k))>1]
     methods = list(dict.fromkeys("best reference" if m in REFERENCES else m for m in report.values("method")))
     lines = {}
@@ -382,7 +382,8 @@ def table(
         if r.method not in REFERENCES: line.setdefault(r.method, []).append(_number(r)); continue
         name,value = best_reference(report, r.robot, r.horizon, r.data_n, r.metric)
         line["best reference"] = [f"{value:.3g}, {style(name)[0]}"]
-    return where+methods, [list(k)+["; ".join(v.get(m,[])) for m in methods] for k,v in lines.items()]
+    weights = {r.method:r.weights for r in report if r.metric=="MAE" and r.weights}
+    return where+[f"{m} (weights: {weights[m]})" if m in weights else m for m in methods], [list(k)+["; ".join(v.get(m,[])) for m in methods] for k,v in lines.items()]
 
 def text_table(
     report:Report,

@@ -16,7 +16,7 @@ from .artifacts import RunFolder, config_to_dict, hardware, load_weights, new_ru
 from .loader import Corpus, batch
 from .store import group_of
 
-# %% ../nbs/42_pretraining.ipynb #14b6f410
+# %% ../nbs/42_pretraining.ipynb #c13c2500
 @dataclass(frozen=True)
 class Pretraining:
     "All that decides a pre-training."
@@ -41,7 +41,7 @@ def mechanics()->Pretraining:
     "The model with the rigid guess inside."
     from cfm_lab.collect import pretrain_recipe
     from cfm_lab.dynamics import dynamics_small
-    return Pretraining("mechanics", dynamics_small(mechanics=True), pretrain_recipe(), steps=3_000)
+    return Pretraining("mechanics", dynamics_small(mechanics=True), pretrain_recipe(), steps=2_000)
 
 def minutes()->Pretraining:
     "What the first run trains while one waits."
