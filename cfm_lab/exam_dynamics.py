@@ -6,7 +6,7 @@
 __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGETS', 'FEW', 'BELOW', 'LAND', 'PARTS', 'Entrant',
            'Weights', 'weights_of', 'entrant', 'ExamPlan', 'full_plan', 'quick_plan', 'sources', 'quick_pretraining',
            'of_name', 'rigid_guess', 'pretrained', 'fresh', 'learned', 'answer', 'cell', 'timed_answer', 'need_weights',
-           'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'choose', 'nearest', 'questions', 'gather',
+           'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'choose', 'nearest', 'questions', 'gather',
            'ask_references', 'seeds_of', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws',
            'reference_at', 'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise',
            'history_rows', 'distance_rows', 'note_rows', 'all_rows', 'zero_shot_lines', 'few_shot_line',
@@ -83,7 +83,7 @@ def entrant(
     if d is None and not f.is_file(): raise BadInput(f"nobody has pre-trained {run!r}", str(_record(run,0)), "neither a card nor weights are here", f"Run `{command(run,0)}`.")
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
-# %% ../nbs/62_exam_dynamics.ipynb #7b4217c0
+# %% ../nbs/62_exam_dynamics.ipynb #27ea77e0
 @dataclass(frozen=True)
 class ExamPlan:
     "Robots, entrants, seeds, sizes and grids of one exam."
@@ -98,7 +98,8 @@ class ExamPlan:
     level:int = 15                               # episodes with which scratch sets the level of the efficiency ratio
     curved:tuple = ("learned",)                  # entrants that have curves
     tuned:tuple = (2,10,50)                      # episodes for which settings are chosen; between them the nearest counts (without curves: only what `data` needs)
-    rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
+    rates:tuple = (1e-3,3e-3)                    # grid of fine-tuning, and of scratch
+    ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
     longest:int = 2700
     affordable:int = 2700                        # steps; the longest that is asked of the held-out robots
@@ -121,7 +122,7 @@ def quick_plan()->ExamPlan:
     from cfm_lab.dynamics import dynamics_tiny
     run = f"quick-{source_hash((*LEARNING,'cfm_lab.dynamics'))[:8]}"       # its weights are made anew when the code changes
     return ExamPlan((Entrant("learned",dynamics_tiny(),run,nocard=True,beside=True),), held_out=("gym-hopper",), validation=("dm-finger-spin",), check=(), seeds=(0,), data=(2,), curves=("gym-hopper",), sizes=(1,2), level=2,
-        tuned=(2,), rates=(1e-3,3e-3), lengths=(5,15), longest=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
+        tuned=(2,), ladder=(1e-3,3e-3), lengths=(5,15), longest=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
 
 # %% ../nbs/62_exam_dynamics.ipynb #5b77bf10
 LEARNING = ("cfm_lab.adapt",)                                         # whose source fine-tuned weights depend on
@@ -260,7 +261,7 @@ def solve(
             for i,done in side_by_side(timed_answer,jobs,workers): cells.put(missing[i],*done); bar.update(1)
     return [cells.get(c) for c in wanted]
 
-# %% ../nbs/62_exam_dynamics.ipynb #78316770
+# %% ../nbs/62_exam_dynamics.ipynb #b74ea720
 @dataclass(frozen=True)
 class Choice:
     "The settings of one method for n episodes, and the grid that they were chosen from."
@@ -289,6 +290,11 @@ def tuning_cells(plan:ExamPlan, kind:str, who:str, n:int, rates:Sequence, marks:
     shares = list(plan.shares if kind=="fine_tuned" else (1.,))
     return [cell(plan,kind,task,n,plan.seeds[0],who,lr=lr,marks=list(marks),shares=shares,sought=True) for lr in rates for task in plan.validation]
 
+def beyond(ladder:Sequence, rate:float, tried:set)->list:
+    "The neighbours of a rate that have not been tried."
+    at = ladder.index(rate)
+    return [r for r in ladder[max(0,at-1):at+2] if r not in tried]
+
 def choose(
     plan:ExamPlan,
     ask:Callable,           # (cells, name) → their values
@@ -305,6 +311,8 @@ def choose(
                 steps,share = key.split("/")
                 grid[lr,int(steps),float(share)] = float(np.exp(np.mean([np.log(list(v[key]["mae"].values())).mean() for v in values[i*R:(i+1)*R]])))
         best,before = min(grid,key=grid.get),min((g for k,g in grid.items() if k[1]<marks[-1]),default=np.inf)
+        rates = beyond(plan.ladder,best[0],{k[0] for k in grid if k[1]==best[1]})
+        if rates: continue
         if grid[best]>.99*before or 3*marks[-1]>plan.longest: break
         good = sorted((k for k in grid if k[1]==marks[-1]),key=grid.get)
         rates,marks = list(dict.fromkeys(k[0] for k in good))[:2],(*marks,3*marks[-1])
