@@ -361,7 +361,7 @@ def ask_zero_shot(plan:ExamPlan, ask:Callable)->dict:
         for t in tasks: asked.append((GUESS,t,0)); cells.append(cell(plan,"guess",t,who=GUESS))
     return gather(asked, ask(cells,"zero-shot"))
 
-# %% ../nbs/62_exam_dynamics.ipynb #044fe9a0
+# %% ../nbs/62_exam_dynamics.ipynb #be88fa80
 def learning_cells(plan:ExamPlan, e:Entrant, choices:Sequence[Choice], seeds:Mapping)->tuple:
     "What is asked of an entrant with data: keys, and cells."
     keys,cells = [],[]
@@ -375,11 +375,12 @@ def learning_cells(plan:ExamPlan, e:Entrant, choices:Sequence[Choice], seeds:Map
 
 def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
+    scratch_seeds:Sequence[int]|None=None,     # default: the plan's
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen; along a curve where the plan has one."
     keys,cells,once = [],[],set()
     for e in plan.entrants:
-        k,c = learning_cells(plan,e,choices,dict(fine_tuned=plan.seeds,scratch=() if e.from_scratch in once else plan.seeds)); keys += k; cells += c
+        k,c = learning_cells(plan,e,choices,dict(fine_tuned=plan.seeds,scratch=() if e.from_scratch in once else scratch_seeds or plan.seeds)); keys += k; cells += c
         once.add(e.from_scratch)
     return gather(keys, [next(iter(v.values())) for v in ask(cells,"few-shot")])
 
