@@ -13,7 +13,7 @@ __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGET
            'efficiency_line', 'below_scratch', 'history_line', 'headlines', 'median_seed', 'outline', 'say_cost',
            'conduct', 'told', 'exam', 'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #f925d680
+# %% ../nbs/62_exam_dynamics.ipynb #8387e510
 import hashlib, time
 from dataclasses import dataclass, replace, asdict
 from functools import lru_cache, partial
@@ -29,7 +29,7 @@ from .statistics import best_of, between, redrawn, redraws
 from .efficiency import efficiency_ratio, meeting, monotone
 from .scoring import HORIZONS, STARTS, examine, stacked
 from .test_sets import ROBOTS, VERSION, check_sets, examined, of_tier, target
-from .adapt import Settings, adapt, weights_along
+from .adapt import Settings, weights_along
 from .pretraining import Pretraining, command, pretrain, record_path
 from .history import hidden, history_errors
 from .cells import Cell, Cells, headline, read_result, result_path, results_root, source_hash, write_result
