@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ArmRanges', 'rotated', 'arm_joint', 'arm_plan', 'drive_ball', 'arm_drives', 'bind', 'add_tendon', 'arm_spec', 'arm']
 
-# %% ../nbs/10c_arms.ipynb #9a85e4a0
+# %% ../nbs/10c_arms.ipynb #226a8230
 from dataclasses import dataclass, replace
 import numpy as np
-import mujoco
 from mujoco import MjSpec, mjtIntegrator, mjtTrn
 from .building import Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
 

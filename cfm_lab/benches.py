@@ -8,13 +8,13 @@ __all__ = ['CLOSED', 'RAW', 'BLIND', 'GYMNASIUM', 'LOOKING', 'BENCHES', 'by_turn
            'appends', 'bench_store', 'bench_record_loop', 'product_limit', 'own_products', 'train_step',
            'imagined_step', 'bench_dynamics']
 
-# %% ../nbs/68_benches.ipynb #a3d36660
+# %% ../nbs/68_benches.ipynb #7049e6b0
 import itertools, multiprocessing, os, statistics, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Callable, Sequence
 import numpy as np
-from .base import Row
+from .base import PAST, Row
 from .cells import headline, write_result
 
 # %% ../nbs/68_benches.ipynb #7ab691c0
@@ -326,7 +326,7 @@ def own_products(
         return model.flops(lines*rows, training=training)
     return run
 
-# %% ../nbs/68_benches.ipynb #950254b0
+# %% ../nbs/68_benches.ipynb #b58cc480
 def train_step(
     config,
     corpus,
@@ -337,7 +337,7 @@ def train_step(
     from cfm_lab.loader import batch
     from cfm_lab.train import MuonAdamW
     torch.manual_seed(0)
-    model,k,T = config.build(),itertools.count(),51+config.unroll
+    model,k,T = config.build(),itertools.count(),PAST+config.unroll
     opt = MuonAdamW(model.parameters(), model.hidden(), 1e-4, 0.)
     def run():
         tk = batch(corpus,None,0,next(k),size,T)
@@ -361,7 +361,7 @@ def imagined_step(
     torch.manual_seed(0)
     scene,model = load(task),config.build()
     ep = rollout(scene, BEHAVIOURS["smooth-slow"](), 60, 0)
-    carry = model.start(scene.spec, window([ep],[0],51), K)
+    carry = model.start(scene.spec, window([ep],[0],PAST), K)
     action = np.random.default_rng(0).uniform(scene.spec.action.low_A,scene.spec.action.high_A,(K,scene.spec.A))
     def run(): model.step(carry,action); return model.flops(K*scene.spec.J, joints=scene.spec.J, training=False)
     return run

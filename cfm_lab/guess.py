@@ -19,7 +19,7 @@ from .contacts import Party, Robots, impedance, left_out, seated, stack_mechanic
 from .constraints import Rows, cholesky_solve, make_rows, solve
 from .tokens import Moment, join_state, split_state, static
 
-# %% ../nbs/30c_guess.ipynb #499a0910
+# %% ../nbs/30c_guess.ipynb #1172bc50
 @dataclass(frozen=True)
 class Dial:
     "How carefully a guess is made."
@@ -31,7 +31,7 @@ class Dial:
 
 def fine()->Dial: "The simulator's own steps."; return Dial(0,1,8,24)
 def medium()->Dial: "Four looks."; return Dial(4,5,2,12)
-def coarse()->Dial: "One look: what a training step can afford."; return Dial(1,5,1,8)
+def coarse()->Dial: "One look."; return Dial(1,5,1,8)
 
 # %% ../nbs/30c_guess.ipynb #2e1aba30
 @dataclass(frozen=True, eq=False)

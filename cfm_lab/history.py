@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['KEEP', 'ASKED', 'Hidden', 'hidden', 'history_errors', 'rise']
 
-# %% ../nbs/61d_history.ipynb #107d8060
+# %% ../nbs/61d_history.ipynb #ac40ec90
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from .base import BadInput, Dynamics, Spec, Window, imagine, window
-from .scoring import PAST, Target
+from .base import PAST, BadInput, Dynamics, Spec, Window, imagine, window
+from .scoring import Target
 from .statistics import errors
 
 # %% ../nbs/61d_history.ipynb #834cb8f0

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['UNLABELLED', 'watched', 'source_of', 'can_touch', 'add_sensors', 'others', 'twin', 'Labels', 'labelled']
 
-# %% ../nbs/12e_labels.ipynb #ac913150
+# %% ../nbs/12e_labels.ipynb #45817dd0
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
 import numpy as np
-import mujoco
 from mujoco import MjModel, MjSpec, mjtObj, mjtSensor
 from .base import BadInput
 from .edits import physical_fields, rows

@@ -6,13 +6,13 @@
 __all__ = ['window_starts', 'take', 'Corpus', 'variants', 'mixture', 'pieces', 'batch', 'pick', 'split_episodes',
            'random_windows']
 
-# %% ../nbs/24_loader.ipynb #a96b7510
+# %% ../nbs/24_loader.ipynb #a95ad4b0
 import hashlib
 from functools import lru_cache
 from typing import Mapping, Sequence
 import numpy as np
 from fastcore.basics import patch
-from .base import BadInput, Episode, Spec, Tokens, Window, window
+from .base import BadInput, Episode, Tokens, Window, window
 from .channels import channels_only
 from .store import Flat, flatten, group_of
 from .tokens import static, tokenize

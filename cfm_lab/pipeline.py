@@ -7,8 +7,8 @@ __all__ = ['parameters', 'schema', 'check_parameters', 'parse_parameters', 'fing
            'watch_parent', 'guard', 'clock', 'Echo', 'find_error', 'tidy', 'RunFailed', 'execute', 'Run', 'alone',
            'read_status', 'run_study', 'table', 'text_table', 'write_report', 'read_report']
 
-# %% ../nbs/72_pipeline.ipynb #6c5bf600
-import ast, hashlib, html, json, math, os, re, signal, subprocess, sys, threading, time
+# %% ../nbs/72_pipeline.ipynb #6c361430
+import ast, hashlib, html, json, os, re, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches

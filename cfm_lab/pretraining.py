@@ -6,17 +6,17 @@
 __all__ = ['PRETRAININGS', 'Pretraining', 'learned', 'mechanics', 'get_pretraining', 'draws', 'run_folder', 'command', 'pretrain',
            'record_path', 'write_record', 'ship']
 
-# %% ../nbs/42_pretraining.ipynb #1dac8d00
+# %% ../nbs/42_pretraining.ipynb #bfb13730
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
-from .base import BadInput
+from .base import PAST, BadInput
 from .artifacts import RunFolder, config_to_dict, hardware, load_weights, new_run, project_root, read_json, sha256, write_json
 from .loader import Corpus, batch
 from .store import group_of
 
-# %% ../nbs/42_pretraining.ipynb #db62c790
+# %% ../nbs/42_pretraining.ipynb #fd4c4410
 @dataclass(frozen=True)
 class Pretraining:
     "All that decides a pre-training."
@@ -29,7 +29,7 @@ class Pretraining:
     blind:float = .15      # share of windows without a card
     power:float = .5       # of the mixture: 1 as in the data, 0 every robot or family alike
     joints:int = 16        # robots with more degrees of freedom are drawn less often, in proportion
-    past:int = 51          # rows of history, the present included
+    past:int = PAST        # rows of history, the present included
 
 def learned()->Pretraining:
     "The purely learned model: card and history, no mechanics."

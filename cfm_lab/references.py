@@ -7,9 +7,9 @@ __all__ = ['ALPHAS', 'Persistence', 'ConstantVelocity', 'mean_state', 'valid_row
            'Bounds', 'ridge', 'Linear', 'arx_rows', 'fit_linear', 'RidgeARX', 'MLPConfig', 'MLPEnsemble', 'held_out',
            'mlp_rows', 'train_ensemble', 'fit_ensemble', 'references']
 
-# %% ../nbs/33_references.ipynb #09c6ad90
+# %% ../nbs/33_references.ipynb #3fca3060
 from dataclasses import dataclass, replace
-from typing import Any, Sequence
+from typing import Sequence
 import numpy as np
 import torch
 from torch import nn

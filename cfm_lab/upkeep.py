@@ -6,9 +6,9 @@
 __all__ = ['SHARD_BYTES', 'to_compact', 'living', 'shelves', 'compact', 'Finding', 'Verdict', 'verify', 'rebuild', 'export_store',
            'import_store']
 
-# %% ../nbs/20b_upkeep.ipynb #1520caf0
+# %% ../nbs/20b_upkeep.ipynb #fe5255e0
 import os, re, shutil, time, uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 from .base import BadInput, spec_from_dict
