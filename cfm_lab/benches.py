@@ -290,7 +290,7 @@ def bench_record_loop(
     worst = min(found, key=lambda t: found[t]["ratio"])
     return write_result("bench-record", rows, dict(record_vs_bare=headline(found[worst]["ratio"], f"worst ratio: {worst}", target="> 0.9")), quick, time.time()-began)
 
-# %% ../nbs/68_benches.ipynb #7a478b00
+# %% ../nbs/68_benches.ipynb #f10f8350
 def product_limit(
     size:int=2048,
 ):                       # a function that multiplies once and returns its operations; the format's name
@@ -312,10 +312,10 @@ def own_products(
     "The products of the network's layers at their own shapes, and nothing else: its ceiling."
     import torch
     from cfm_lab.layers import GROUP
-    D,G,h = model.config.width,-(-lines//GROUP),model.config.heads
+    D,G,h,L = model.config.width,-(-lines//GROUP),model.config.heads,min(GROUP,-(-lines//16)*16)
     make = lambda *shape: torch.randn(*shape).bfloat16() if model.config.bf16 else torch.randn(*shape)
-    layers = [(make(rows*G*GROUP,k),make(k,n)) for k,n in ((D,D),(D,D),(D,4*D),(4*D,D))]
-    square,values = make(G,h,GROUP,GROUP),make(G,h,GROUP,rows*D//h)
+    layers = [(make(rows*G*L,k),make(k,n)) for k,n in ((D,D),(D,D),(D,4*D),(4*D,D))]
+    square,values = make(G,h,L,L),make(G,h,L,rows*D//h)
     def run():
         for _ in range(model.config.depth):
             for x,w in layers:

@@ -13,19 +13,21 @@ import torch.nn.functional as F
 from .base import Tokens
 from .tokens import GROUP, RELATIONS
 
-# %% ../nbs/31_layers.ipynb #2b018840
+# %% ../nbs/31_layers.ipynb #fcc018e0
 @dataclass(frozen=True, eq=False)
 class Pairs:
     "Pairs of lines that may see each other."
     groups:int               # G
+    side:int                 # L, lines in a group
     at:tuple                 # group, row and column of each pair
     relation_PR:torch.Tensor # one-hot
     @classmethod
     def of(cls, tk:Tokens):
-        line,column = tk.pair_P2.unbind(-1)
-        return cls(len(tk.mask_N)//GROUP, (line//GROUP,line%GROUP,column), F.one_hot(tk.relation_P,RELATIONS).float())
+        (line,column),N = tk.pair_P2.unbind(-1),len(tk.mask_N)
+        groups = -(-N//GROUP)
+        return cls(groups, N//groups, (line//GROUP,line%GROUP,column), F.one_hot(tk.relation_P,RELATIONS).float())
 
-# %% ../nbs/31_layers.ipynb #7fa10870
+# %% ../nbs/31_layers.ipynb #39997b30
 class JointAttention(nn.Module):
     "Lines take values from the lines of their robot, by weights that stand for a whole window."
     def __init__(self,
@@ -39,17 +41,17 @@ class JointAttention(nn.Module):
     def weigh(self,
         static_ND,      # what never changes in a window
         pairs:Pairs,
-    ):                  # `(G, heads, GROUP, GROUP)`, rows sum to 1
+    ):                  # `(G, heads, L, L)`, rows sum to 1
         "How much each line takes from each other one."
-        q,k = self.qk(static_ND).float().view(pairs.groups,GROUP,2,self.heads,-1).permute(2,0,3,1,4).unbind(0)
-        bias = torch.full((pairs.groups,GROUP,GROUP,self.heads),-1e9,device=q.device).index_put(pairs.at,(pairs.relation_PR@self.bias).float())
+        q,k = self.qk(static_ND).float().view(pairs.groups,pairs.side,2,self.heads,-1).permute(2,0,3,1,4).unbind(0)
+        bias = torch.full((pairs.groups,pairs.side,pairs.side,self.heads),-1e9,device=q.device).index_put(pairs.at,(pairs.relation_PR@self.bias).float())
         return (q@k.mT*q.shape[-1]**-.5+bias.permute(0,3,1,2)).softmax(-1)
     def forward(self, x_TND, weights):
         T,N,D = x_TND.shape
         v = self.v(x_TND)
-        G,h = weights.shape[:2]
-        v = v.view(T,G,GROUP,h,D//h).permute(1,3,2,0,4).reshape(G,h,GROUP,-1)
-        y = (weights.to(v.dtype)@v).view(G,h,GROUP,T,-1).permute(3,0,2,1,4)
+        G,h,L,_ = weights.shape
+        v = v.view(T,G,L,h,D//h).permute(1,3,2,0,4).reshape(G,h,L,-1)
+        y = (weights.to(v.dtype)@v).view(G,h,L,T,-1).permute(3,0,2,1,4)
         return self.out(y.reshape(T,N,D))
 
 # %% ../nbs/31_layers.ipynb #6cc023c0

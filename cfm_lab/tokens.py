@@ -249,10 +249,11 @@ def join_state(
             out[...,iq.stop-4:iq.stop] = quat_R4[...,r,:]; r += 1
     return out
 
-# %% ../nbs/23_tokens.ipynb #48f73cd0
-GROUP = 128
+# %% ../nbs/23_tokens.ipynb #618d3590
+GROUP = 128              # lines, at most
 
 def _places(sizes):      # first line of each window: large ones first, each into the first group with room
+    if sum(sizes)<=GROUP: return np.cumsum([0,*sizes])[:-1],-(-sum(sizes)//16)*16
     room,first = [],np.zeros(len(sizes),int)
     for i in np.argsort(-np.asarray(sizes),kind="stable"):
         g = next((g for g,r in enumerate(room) if r>=sizes[i]), None)
