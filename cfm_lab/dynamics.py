@@ -44,7 +44,7 @@ def dynamics_small(
     "0.7 M parameters: what ships."
     return DynamicsConfig(mechanics=True,teach=16,unroll=4) if mechanics else DynamicsConfig()    # an imagined row costs a guess
 
-# %% ../nbs/32_dynamics.ipynb #df81c5d0
+# %% ../nbs/32_dynamics.ipynb #12601a30
 class DynamicsTransformer(nn.Module, Pretrained):
     "Joint-token transformer over mixed embodiments."
     def __init__(self, config:DynamicsConfig):
@@ -58,16 +58,16 @@ class DynamicsTransformer(nn.Module, Pretrained):
         self.norm,self.head = nn.LayerNorm(D),nn.Linear(D,6)
         nn.init.normal_(self.past_out.weight,std=.02)
         nn.init.normal_(self.head.weight,std=.1/D**.5); nn.init.zeros_(self.head.bias)
-    def half(self):
-        "Where products are taken in bfloat16."
-        return torch.autocast(self.head.weight.device.type,torch.bfloat16,enabled=self.config.bf16)
+    def half(self, tokens:int):
+        "Where products are taken in bfloat16; a few tokens are done before the weights would be cast."
+        return torch.autocast(self.head.weight.device.type,torch.bfloat16,enabled=self.config.bf16 and tokens>=64)
     def identify(self,
         static_NF,             # `static_features`
         past_TNF,              # `features` of the history, and what the guess had missed
         pairs:Pairs,
     ):                         # static vector `(N, D)`, squares of weights
         "What never changes in a window."
-        with self.half():
+        with self.half(len(past_TNF)*len(static_NF)):
             z_TND = self.past(past_TNF).float()
             static_ND = self.static(static_NF).float()+self.past_out(torch.cat([z_TND.mean(0),z_TND.amax(0)],-1)).float()
             return static_ND,self.stack.weigh(static_ND,pairs)
@@ -78,7 +78,7 @@ class DynamicsTransformer(nn.Module, Pretrained):
         reach_N2,              # how large corrections usually are
         faith_N1,              # in the prior, before doubt
     ):                         # mean and log width of the change, `(T, N, 2)` each
-        with self.half(): out = self.head(self.norm(self.stack(self.row(rows_TNF).float()+static_ND,weights))).float()
+        with self.half(rows_TNF.shape[0]*rows_TNF.shape[1]): out = self.head(self.norm(self.stack(self.row(rows_TNF).float()+static_ND,weights))).float()
         mean,width,doubt = out.split(2,-1)
         return prior_TN2*(faith_N1-doubt).sigmoid()+mean*reach_N2, width.clamp(-6,4)+reach_N2.log()
 
