@@ -83,7 +83,7 @@ def entrant(
     if d is None and not f.is_file(): raise BadInput(f"nobody has pre-trained {run!r}", str(_record(run,0)), "neither a card nor weights are here", f"Run `{command(run,0)}`.")
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
-# %% ../nbs/62_exam_dynamics.ipynb #27ea77e0
+# %% ../nbs/62_exam_dynamics.ipynb #01af04e0
 @dataclass(frozen=True)
 class ExamPlan:
     "Robots, entrants, seeds, sizes and grids of one exam."
@@ -98,7 +98,7 @@ class ExamPlan:
     level:int = 15                               # episodes with which scratch sets the level of the efficiency ratio
     curved:tuple = ("learned",)                  # entrants that have curves
     tuned:tuple = (2,10,50)                      # episodes for which settings are chosen; between them the nearest counts (without curves: only what `data` needs)
-    rates:tuple = (1e-3,3e-3)                    # grid of fine-tuning, and of scratch
+    rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
     longest:int = 2700
@@ -122,7 +122,7 @@ def quick_plan()->ExamPlan:
     from cfm_lab.dynamics import dynamics_tiny
     run = f"quick-{source_hash((*LEARNING,'cfm_lab.dynamics'))[:8]}"       # its weights are made anew when the code changes
     return ExamPlan((Entrant("learned",dynamics_tiny(),run,nocard=True,beside=True),), held_out=("gym-hopper",), validation=("dm-finger-spin",), check=(), seeds=(0,), data=(2,), curves=("gym-hopper",), sizes=(1,2), level=2,
-        tuned=(2,), ladder=(1e-3,3e-3), lengths=(5,15), longest=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
+        tuned=(2,), rates=(1e-3,3e-3), ladder=(1e-3,3e-3), lengths=(5,15), longest=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
 
 # %% ../nbs/62_exam_dynamics.ipynb #5b77bf10
 LEARNING = ("cfm_lab.adapt",)                                         # whose source fine-tuned weights depend on
