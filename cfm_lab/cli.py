@@ -289,7 +289,7 @@ def verify(args):
     put(dict(root=root, files=verdict.files, episodes=verdict.episodes, findings=[vars(f) for f in verdict.findings], replay=played), args.json)
     return int(not verdict or bool(played and played["equal"]<played["checked"]))
 
-# %% ../nbs/73_cli.ipynb #7b29f0f0
+# %% ../nbs/73_cli.ipynb #f8ac9410
 def exam(args):
     "`cfm exam`, `cfm exam dynamics --model FOLDER|module:Class`, `cfm exam table mine.json`"
     if args.name=="table": return exam_table(args)
@@ -305,13 +305,13 @@ def exam(args):
 def exam_outsider(args):
     "Anybody's model takes the exam; nothing of ours is overwritten."
     from contextlib import redirect_stdout
-    from cfm_lab.cells import results_root
+    from cfm_lab.cells import headline_text, results_root
     from cfm_lab.outsiders import examine_outsider
     if args.name!="dynamics": raise BadInput(f"the exam {args.name!r} takes no model", "--model", mend="Only dynamics does.")
     if args.json not in (None,"-") and Path(args.json).resolve().is_relative_to(results_root().resolve()): raise BadInput("is where our own results lie", args.json, "an outsider's result is not committed there", "Write it somewhere else.")
     with redirect_stdout(sys.stderr): result = examine_outsider(args.model, only=tuple(filter(None,args.only.split(","))), quick=args.quick)
     if args.json!="-":
-        for name,h in result["headline"].items(): print(f"{name:28} {'≥ ' if h['unit']=='≥' else ''}{h['value']:.3f}")
+        print(headline_text(result))
         for left in result["left_out"]: print(f"left out: {left}")
     put(result, args.json)
 
@@ -346,7 +346,7 @@ def app(args):
     folder = house()/"nbs"/"apps"
     raise SystemExit(call([sys.executable,"-m","panel","serve",*sorted(folder.glob("*.ipynb")),"--address","127.0.0.1","--port",args.port]))
 
-# %% ../nbs/73_cli.ipynb #85740e20
+# %% ../nbs/73_cli.ipynb #fe8bc250
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -396,7 +396,7 @@ def parser():
     p.add_argument("name", help="collect | store | record | policies | dynamics | panel")
     p.add_argument("--quick", action="store_true", help="short, never committed")
     p = word(pretrain, "train a model on the pooled data, or go on", json=True)
-    p.add_argument("name", help="learned")
+    p.add_argument("name", help="learned | mechanics")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     p.add_argument("--record", action="store_true", help="write data/results/pretraining/NAME-SEED.json when done")
