@@ -229,9 +229,9 @@ def loss(self:DynamicsTransformer,
     total = near+cfg.far*far+.05*widths
     return total, dict(loss=total.item(),near=near.item(),far=far.item(),width=widths.item())
 
-# %% ../nbs/32_dynamics.ipynb #923580b0
+# %% ../nbs/32_dynamics.ipynb #362dd080
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def start(self:DynamicsTransformer,
     spec:Spec,
     history:Window,          # one piece, or K; at least 5 rows, 51 as trained
@@ -245,7 +245,7 @@ def start(self:DynamicsTransformer,
     return replace(c,spec=spec,command_KU=h.command_KTU[:,-2])
 
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def step(self:DynamicsTransformer,
     c:Carry,
     action_KA,

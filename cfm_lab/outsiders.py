@@ -6,7 +6,7 @@
 __all__ = ['DEFAULT', 'Outsider', 'guarded', 'find_outsider', 'learned_by', 'scores_of', 'examine_outsider', 'read_foreign',
            'table', 'table_text']
 
-# %% ../nbs/62b_outsiders.ipynb #897ee050
+# %% ../nbs/62b_outsiders.ipynb #ebfe4c20
 import importlib, sys, sysconfig, time, traceback
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace

@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'CONTEXT', 'HORIZON', 'Stage', 'valid', 'stage', 'Comparison'
            'weights_in', 'default_models', 'bodies_of', 'drawn', 'static_rollout', 'Figure', 'ready', 'Rollouts',
            'axis_range']
 
-# %% ../nbs/71_panels.ipynb #beb76640
+# %% ../nbs/71_panels.ipynb #82958f40
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
