@@ -268,7 +268,7 @@ class RigidGuess:
         q,v,quat,act = control_step(me,q,v,quat,act,torch.as_tensor(u,dtype=self.dtype),self.dial)
         return (spec,me,q,v,quat,act if me.lagged else None,u),Prediction(join_state(spec,*(x.double().numpy() for x in (q,v,quat))))
 
-# %% ../nbs/30c_guess.ipynb #17f20030
+# %% ../nbs/30c_guess.ipynb #e04724d0
 @dataclass(frozen=True, eq=False)
 class Seats:
     "Where the lines of a batch stand in the guess's rectangles."
@@ -294,7 +294,7 @@ def seats(
         own = len(static(s)["rot_R6"]); turn[k:k+n,:own] = r+np.arange(n*own).reshape(n,own)
     at = lambda x: torch.as_tensor(x,device=tk.q_TN.device)
     line = tk.first_B.cpu().numpy()[window][:,None]+np.minimum(np.arange(J),size[:,None]-1)
-    return Seats(stack_mechanics([(s,n) for s,n,_,_ in known],J=J,R=R).to(tk.q_TN.device),at(window),at(line),at(np.arange(J)<size[:,None]),at(turn))
+    return Seats(stack_mechanics([(s,n) for s,n,_,_ in known],J=J).to(tk.q_TN.device),at(window),at(line),at(np.arange(J)<size[:,None]),at(turn))
 
 def guess_lines(
     at:Seats,

@@ -207,7 +207,7 @@ def rigid(
     "All that the equations of motion need of a card."
     return links(spec)|masses(spec)|joint_laws(spec)|pulls(spec,tuple(lines(spec)))|tendon_arrays(spec)|wet_bodies(spec)
 
-# %% ../nbs/30_mechanics.ipynb #8b5ac6d0
+# %% ../nbs/30_mechanics.ipynb #a0f44e30
 def pad(
     dicts:Sequence[Mapping],    # one per spec
     counts:Sequence[int],       # rows of each
@@ -232,7 +232,7 @@ class Mechanics:
         put,some = lambda k,v: object.__setattr__(self,k,v),lambda t: bool((t!=0).any())
         (B,J),x = self.x["up_J"].shape,self.x
         off = (J+1)*torch.arange(B,device=x["up_J"].device)[:,None]
-        put("off",off); put("own",(torch.arange(J,device=off.device)+off).flatten()); put("frames",(x["frame_J"]+off).flatten()); put("roots",(x["root_J"]+off).flatten())
+        put("frames",(x["frame_J"]+off).flatten()); put("roots",(x["root_J"]+off).flatten())
         above,jumps = F.pad(x["up_J"],(0,1),value=J),[]
         while bool((above<J).any()): jumps.append((above+off).flatten()); above = above.gather(1,above)
         put("jumps",tuple(jumps)); put("moved",F.pad(x["moves_JJ"],(0,0,0,1))); put("below",(x["moves_JJ"].mT@x["heavy_JE"][...,15:]))
