@@ -615,7 +615,7 @@ class Prediction:
     spread_K2J:np.ndarray|None = None    # one standard deviation, as a difference; None: not said
     def __repr__(self): return f"Prediction: state_KC {self.state_KC.shape}, {'with' if self.spread_K2J is not None else 'no'} spread"
 
-# %% ../nbs/00_base.ipynb #78a771a0
+# %% ../nbs/00_base.ipynb #11436390
 @dataclass(frozen=True)
 class Row:
     "One measured number and all that it depends on."
@@ -640,7 +640,7 @@ class Report:
     def __iter__(self): return iter(self.rows)
     def __add__(self, other): return Report(self.rows+tuple(other))
     def where(self, **want)->"Report":
-        "The rows whose fields equal `want`; a list or tuple means *one of*."
+        "The rows whose fields equal `want`; a list or set means *one of*."
         ok = lambda r: all(getattr(r,k) in v if isinstance(v,(list,set)) else getattr(r,k)==v for k,v in want.items())
         return Report(tuple(r for r in self.rows if ok(r)))
     def values(self, name:str)->list:

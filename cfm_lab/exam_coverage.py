@@ -128,7 +128,7 @@ def nearest_bodies(
         rows.append(Row("coverage", s.robot, space.names[int(d.argmin())], "distance", float(d.min()/unit), "yardsticks", task=s.id, tier=split[s.robot], n=len(space.names)))
     return Report(tuple(rows))
 
-# %% ../nbs/62a_exam_coverage.ipynb #06aa2750
+# %% ../nbs/62a_exam_coverage.ipynb #2f279a60
 def coverage(
     bodies:int=60,           # of each family
     progress:bool=True,
@@ -150,6 +150,7 @@ def exam(
 )->dict:                     # what was written
     "Measure ranges and distances, and write both down."
     from cfm_lab import families
+    if only: raise BadInput(f"no part {only[0]!r}","only",mend="This exam has but one; leave it out.")
     began = time.time()
     rows = coverage(4 if quick else 60)
     if not quick: write_json(families.ranges_file(), dict(rule=f"from the smallest to the largest value of any robot that trains or validates, × {WIDER} at both ends; usual: the middle 95 %, every robot with the same weight", ranges=card_ranges()))

@@ -8,10 +8,10 @@ __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGET
            'of_name', 'rigid_guess', 'pretrained', 'fresh', 'learned', 'answer', 'cell', 'timed_answer', 'need_weights',
            'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'choose', 'nearest', 'questions', 'gather',
            'ask_references', 'seeds_of', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws',
-           'reference_at', 'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise',
-           'history_rows', 'distance_rows', 'note_rows', 'all_rows', 'zero_shot_lines', 'few_shot_line',
-           'efficiency_line', 'below_scratch', 'history_line', 'headlines', 'median_seed', 'outline', 'say_cost',
-           'conduct', 'told', 'exam', 'committed_choices']
+           'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise', 'history_rows',
+           'distance_rows', 'note_rows', 'all_rows', 'zero_shot_lines', 'few_shot_line', 'efficiency_line',
+           'below_scratch', 'history_line', 'headlines', 'median_seed', 'outline', 'say_cost', 'conduct', 'told',
+           'exam', 'committed_choices']
 
 # %% ../nbs/62_exam_dynamics.ipynb #8387e510
 import hashlib, time
@@ -83,7 +83,7 @@ def entrant(
     if d is None and not f.is_file(): raise BadInput(f"nobody has pre-trained {run!r}", str(_record(run,0)), "neither a card nor weights are here", f"Run `{command(run,0)}`.")
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
-# %% ../nbs/62_exam_dynamics.ipynb #01af04e0
+# %% ../nbs/62_exam_dynamics.ipynb #86e0f140
 @dataclass(frozen=True)
 class ExamPlan:
     "Robots, entrants, seeds, sizes and grids of one exam."
@@ -102,7 +102,6 @@ class ExamPlan:
     ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
     longest:int = 2700
-    affordable:int = 2700                        # steps; the longest that is asked of the held-out robots
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
     size:int = 8                                 # windows in a batch of fine-tuning and scratch
     pairs:int = 24                               # of bodies in the test of history
@@ -145,14 +144,14 @@ def quick_pretraining(
     "Forty steps, so that there is something to examine."
     return Pretraining(e.run or e.name, e.config, QUICK, steps=40, size=16)
 
-# %% ../nbs/62_exam_dynamics.ipynb #e793a6f0
+# %% ../nbs/62_exam_dynamics.ipynb #50bbe430
 def of_name(plan:ExamPlan, name:str)->Entrant: return next(e for e in plan.entrants if e.name==name)
 
 def rigid_guess()->Dynamics|None:
     "The analytic guess, untrained; None where there is no such room."
-    try: from cfm_lab.guess import RigidGuess
+    try: from cfm_lab.guess import RigidGuess, medium
     except ImportError: return None
-    return RigidGuess()
+    return RigidGuess(medium())                  # as the model asks it
 
 @lru_cache(maxsize=4)
 def _loaded(folder, sha256): return load_weights(folder)
@@ -261,7 +260,7 @@ def solve(
             for i,done in side_by_side(timed_answer,jobs,workers): cells.put(missing[i],*done); bar.update(1)
     return [cells.get(c) for c in wanted]
 
-# %% ../nbs/62_exam_dynamics.ipynb #b74ea720
+# %% ../nbs/62_exam_dynamics.ipynb #da3ac490
 @dataclass(frozen=True)
 class Choice:
     "The settings of one method for n episodes, and the grid that they were chosen from."
@@ -270,11 +269,6 @@ class Choice:
     settings:Settings
     grid:tuple = ()         # (lr, steps, share, geometric mean of MAE over validation robots and horizons)
     who:str = "learned"     # the entrant
-    @property
-    def missed(self)->float:
-        "Share of the validation error that a longer run than is affordable would save; 0: the curve is flat."
-        chosen = [g[3] for g in self.grid if g[:3]==(self.settings.lr,self.settings.steps,self.settings.share)]
-        return 1-min(g[3] for g in self.grid)/chosen[0] if chosen else 0.
     @property
     def flat(self)->bool:
         "Was nothing gained by the longest run?"
@@ -316,8 +310,7 @@ def choose(
         if grid[best]>.99*before or 3*marks[-1]>plan.longest: break
         good = sorted((k for k in grid if k[1]==marks[-1]),key=grid.get)
         rates,marks = list(dict.fromkeys(k[0] for k in good))[:2],(*marks,3*marks[-1])
-    can = min((k for k in grid if k[1]<=plan.affordable),key=grid.get)
-    return Choice(kind,n,Settings(*can),tuple((*k,g) for k,g in grid.items()),who)
+    return Choice(kind,n,Settings(*best),tuple((*k,g) for k,g in grid.items()),who)
 
 # %% ../nbs/62_exam_dynamics.ipynb #5aee4780
 def nearest(
@@ -390,7 +383,7 @@ def ask_history(plan:ExamPlan, ask:Callable)->dict:
     asked = [(m,s,t) for m,s in who for t in plan.held_out]
     return gather([(m,t,"history") for m,_,t in asked], ask([cell(plan,"history",t,0,s,m,pairs=plan.pairs) for m,s,t in asked],"history"))
 
-# %% ../nbs/62_exam_dynamics.ipynb #63cb29c0
+# %% ../nbs/62_exam_dynamics.ipynb #49a1bfa0
 class Draws:
     "The bootstrap of an exam: weights of seeds, shared by all robots, and of each robot's episodes, shared by all methods."
     def __init__(self, scores:Mapping, resamples:int=1000):
@@ -414,16 +407,8 @@ class Draws:
         return 1-self.mean(method,task,n,h)/best, 1-self.error(method,task,n,h)/self.error(*key,h)
     def ratio(self, method, other, task, n, h)->tuple: return self.mean(method,task,n,h)/self.mean(other,task,n,h), self.error(method,task,n,h)/self.error(other,task,n,h)
 
-def reference_at(
-    scores:Mapping,         # (method, task, n) → scores
-    task:str, n:int, h:int,
-)->tuple:                   # name, its mean error
-    "The reference that counts, by name."
-    (m,_,k),best = Draws(scores,1).reference(task,n,h)
-    return f"{m} on the history" if k<n else m, best
-
-# %% ../nbs/62_exam_dynamics.ipynb #8c9c5b70
-def tier_of(plan:ExamPlan, task:str)->str: return "T1" if task in plan.held_out else "validation"
+# %% ../nbs/62_exam_dynamics.ipynb #bc768fb0
+def tier_of(plan:ExamPlan, task:str)->str: return "T1" if task in plan.held_out else "check" if task in plan.check else "validation"
 
 def rows_of(
     plan:ExamPlan,
@@ -447,8 +432,8 @@ def rows_of(
             if m in TRIVIAL: continue
             for s,v in zip(plan.seeds,stacked(ss,h).mean(1) if len(ss)>1 else ()): put(m,"MAE seed",h,v,"of range",seeds=(s,))
             if any(r in TRIVIAL and at==task and j in (0,n) for r,at,j in d.scores):
-                key,_ = d.reference(task,n,h)
-                value,draws = (1-d.mean(m,task,k,h)/d.mean(*key,h),1-d.error(m,task,k,h)/d.error(*key,h))
+                key,best = d.reference(task,n,h)
+                value,draws = 1-d.mean(m,task,k,h)/best,1-d.error(m,task,k,h)/d.error(*key,h)
                 put(m,"skill",h,value,"1",draws,plan.seeds[:len(ss)],f"against {key[0]}{' on the history' if key[2]<n else ''}")
             if m in scratch and scratch[m] in here: put(m,"MAE / scratch",h,*(lambda v,b: (v,"1",b))(*d.ratio(m,scratch[m],task,n,h)),plan.seeds[:len(ss)])
     return out
@@ -619,7 +604,7 @@ def median_seed(
     error = np.mean([[np.log([s["mae"][str(h)] for h in SOUGHT]).mean() for s in scores[k]] for k in keys],0)
     return plan.seeds[int(np.argsort(error)[(len(error)-1)//2])]
 
-# %% ../nbs/62_exam_dynamics.ipynb #2e29acd0
+# %% ../nbs/62_exam_dynamics.ipynb #ed5e2c40
 PARTS = ("references","zero_shot","tuning","few_shot","history")
 
 def outline(
@@ -634,7 +619,7 @@ def outline(
     both = [(e,k,n) for e in plan.entrants for k in ("fine_tuned","scratch") for n in tuned_sizes(plan,e)]
     if {"tuning","few_shot"}&set(parts): out += [c for e,k,n in both for c in tuning_cells(plan,k,e.name,n,plan.rates,plan.lengths)]
     if "few_shot" in parts:
-        guessed = [Choice(k,n,Settings(plan.rates[0],min(plan.affordable,300 if k=="fine_tuned" or n<5 else plan.affordable)),(),e.name) for e,k,n in both]
+        guessed = [Choice(k,n,Settings(plan.rates[0],min(plan.longest,300 if k=="fine_tuned" or n<5 else 900)),(),e.name) for e,k,n in both]
         for e in plan.entrants: out += learning_cells(plan,e,guessed,dict(fine_tuned=plan.seeds,scratch=plan.seeds))[1]
     return out
 
@@ -644,7 +629,7 @@ def say_cost(cells:Cells, wanted:Sequence[Cell])->str:
     if not missing: return f"{cells.exam}: all cells that are known beforehand are there"
     return f"{cells.exam}: about {len(missing)} of {len({c.key for c in wanted})} cells are missing, {cells.cost(wanted)/7200:.1f} hours on two cores; it may be stopped at any time, and goes on"
 
-# %% ../nbs/62_exam_dynamics.ipynb #fd76e230
+# %% ../nbs/62_exam_dynamics.ipynb #3f0c8d50
 def conduct(
     plan:ExamPlan, parts:Sequence[str], ask:Callable,
     choices:Sequence[Choice]=(),     # where settings are given, none are sought
@@ -662,7 +647,7 @@ def told(plan:ExamPlan, choices:Sequence[Choice])->dict:
     "What a result says besides its rows."
     note = [] if rigid_guess() or not any(e.beside for e in plan.entrants) else [f"{GUESS}: there is no room `guess`"]
     return dict(test_sets=VERSION, test_sets_differ=check_sets(plan.held_out), left_out=note, stretch={n:float(s) for n,(_,s) in TARGETS.items() if s},
-        choices=[dict(who=c.who,kind=c.kind,n=c.n,**asdict(c.settings),missed=round(c.missed,4),flat=c.flat) for c in choices], excluded={t:dict(target(t).excluded) for t in plan.held_out},
+        choices=[dict(who=c.who,kind=c.kind,n=c.n,**asdict(c.settings),flat=c.flat) for c in choices], excluded={t:dict(target(t).excluded) for t in plan.held_out},
         pretraining=[{k:v for k,v in weights_of(e,s).card.items() if k!="config"} for e in plan.entrants for s in seeds_of(plan,e)],
         plan={k:v if isinstance(v,(int,float,str,tuple)) and k!="entrants" else repr(v) for k,v in vars(plan).items()})
 
@@ -671,7 +656,7 @@ def exam(
     quick:bool=False,
     plan:ExamPlan|None=None,     # default: `quick_plan()` or `full_plan()`
     workers:int=2,               # processes; 0: this one
-)->dict:                         # the result, as it is written to data/results/dynamics.json
+)->dict:                         # the result, as it is written to data/results/dynamics.json; of a part, or quick, elsewhere
     "Examine the models by the plan; every cell that is there is used."
     unknown = set(only)-set(PARTS)
     if unknown: raise BadInput(f"no part {sorted(unknown)[0]!r}","only",mend=f"There are {', '.join(PARTS)}.")

@@ -211,14 +211,15 @@ def training_curve(
         fig.add_scatter(x=_short([p[:,0].mean() for p in parts]), y=_short([p[:,1].mean() for p in parts]), name=name, line=dict(color=colour,width=2))
     return page(fig, "gradient steps" if x=="step" else x, names[0] if len(names)==1 else "", height=280, showlegend=len(names)>1)
 
-# %% ../nbs/70_figures.ipynb #f6ef0880
+# %% ../nbs/70_figures.ipynb #d87e8340
 def tuning_curves(
-    report:Report,           # rows of metric "tuning MAE": horizon is the number of steps, weights names the setting
-    method:str,
+    report:Report,           # rows of metric "tuning MAE": task is the entrant, horizon the number of steps, weights names the setting
+    who:str,                 # entrant
+    method:str,              # fine_tuned | scratch
     data_n:int,
 )->go.Figure:
-    "Validation error over the grid of one method and number of episodes."
-    rows = report.where(metric="tuning MAE",method=method,data_n=data_n)
+    "Validation error over the grid of one entrant, method and number of episodes."
+    rows = report.where(metric="tuning MAE",task=who,method=method,data_n=data_n)
     if not len(rows): raise BadInput(f"no tuning of {method}, n = {data_n}", "report", mend="Run the exam's tuning part first.")
     fig,colours,names = go.Figure(),list(dict.fromkeys(c for _,c,_ in METHODS.values())),rows.values("weights")
     for i,w in enumerate(names):

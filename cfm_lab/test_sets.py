@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'ROBOTS', 'Examined', 'examined', 'of_tier', 'exam_store', 'target', 'fingerprint', 'describe', 'sets_path',
            'write_sets', 'check_sets']
 
-# %% ../nbs/61c_test_sets.ipynb #ce6e9630
+# %% ../nbs/61c_test_sets.ipynb #33d8a700
 import hashlib, json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,14 +18,14 @@ from .collect import Recipe, collect, target_recipe
 from .cells import results_root
 from .scoring import Target, make_target
 
-# %% ../nbs/61c_test_sets.ipynb #e807ed10
+# %% ../nbs/61c_test_sets.ipynb #1594cfa0
 VERSION = "dynamics-v1"
 
 @dataclass(frozen=True)
 class Examined:
     "A robot of the exam, and why it is in it."
     task:str
-    tier:str              # T1: new robot, held out | tuning: choices are made here | check: looked at once, at the end
+    tier:str              # T1: new robot, held out | tuning: choices are made here | check: asked too, but nothing is chosen by it
     family:str = ""       # of the curves of data efficiency
     pool:int = 30         # episodes of 100 steps to learn from
     note:str = ""
