@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'Cells', 'headline', 'commit',
-           'result_path', 'make_result', 'write_result', 'read_result', 'headline_text']
+           'result_path', 'make_result', 'write_result', 'read_result', 'columns', 'headline_text']
 
 # %% ../nbs/60_cells.ipynb #4054e790
 import ast, importlib.util, io, json, os, subprocess, time, tokenize
@@ -253,12 +253,18 @@ def read_result(
     if not path.exists(): raise BadInput("this exam has not been taken", str(path), mend=f"Run `cfm exam {exam}`.")
     return read_json(path)
 
-# %% ../nbs/60_cells.ipynb #592fe6c0
+# %% ../nbs/60_cells.ipynb #495dab50
+def columns(
+    lines:Sequence[Sequence[str]],     # equally long
+)->str:
+    "Lines of words, each word under the other."
+    wide = [max(map(len,words)) for words in zip(*lines)]
+    return "\n".join("  ".join(c.ljust(w) for c,w in zip(line,wide)).rstrip() for line in lines)
+
 def headline_text(
     result:Mapping,            # from `read_result`
 )->str:
     "The headline figures as lines of text."
     head,digits = ("figure","value","95 % interval","target",""),lambda x: f"{x:.3g}"
     rows = [(n, ("≥ " if h["unit"]=="≥" else "")+digits(h["value"]), f"[{digits(h['low'])}, {digits(h['high'])}]" if h["low"] is not None and h["high"] is not None else "", h["target"] or "", {True:"met",False:"missed",None:""}[h["met"]]) for n,h in result["headline"].items()]
-    wide = [max(len(r[i]) for r in (head,*rows)) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c,w in zip(r,wide)).rstrip() for r in (head,*rows))
+    return columns([head,*rows])

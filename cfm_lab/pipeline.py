@@ -7,7 +7,7 @@ __all__ = ['parameters', 'schema', 'check_parameters', 'parse_parameters', 'fing
            'watch_parent', 'guard', 'clock', 'Echo', 'find_error', 'tidy', 'RunFailed', 'execute', 'Run', 'alone',
            'read_status', 'run_study', 'table', 'text_table', 'write_report', 'read_report']
 
-# %% ../nbs/72_pipeline.ipynb #6c361430
+# %% ../nbs/72_pipeline.ipynb #cf56cbd0
 import ast, hashlib, html, json, os, re, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .base import BadInput, Report, check_slug
+from .cells import columns
 from .artifacts import atomic_write, data_root, inside, new_run, read_json, write_json
 from .figures import REFERENCES, best_reference, style
 
@@ -364,7 +365,7 @@ def run_study(
         except KeyboardInterrupt: say(state="interrupted"); raise
         return Run(folder, say(state="done"), False)
 
-# %% ../nbs/72_pipeline.ipynb #9f9cb6d0
+# %% ../nbs/72_pipeline.ipynb #386dd410
 def _number(r):
     "A value with its interval, three digits each."
     f = lambda x: f"{x:.3g}"
@@ -390,8 +391,7 @@ def text_table(
 )->str:
     "The table for a terminal."
     head,rows = table(report)
-    width = [max(len(r[i]) for r in [head,*rows]) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c,w in zip(r,width)).rstrip() for r in [head,*rows])
+    return columns([head,*rows])
 
 # %% ../nbs/72_pipeline.ipynb #59cb98c0
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
