@@ -42,9 +42,9 @@ class Averaged(nn.Module):
     def loss(self, tokens): self.see(); return self.model.loss(tokens)
     def hidden(self): return self.model.hidden() if hasattr(self.model,"hidden") else []
 
-# %% ../nbs/41_adapt.ipynb #93e19e80
+# %% ../nbs/41_adapt.ipynb #ccb44ae0
 def weights_along(
-    model:nn.Module,                 # with `loss`; left as it is at the end
+    model:nn.Module,                 # with `loss`; trained in place
     spec:Spec,
     episodes:Sequence[Episode],
     lr:float,

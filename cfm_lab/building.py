@@ -117,7 +117,7 @@ def frame(
         if l.payload: body.add_geom(name=f"{l.name}_ball", type=mjtGeom.mjGEOM_SPHERE, pos=[l.to[0],l.to[1]+l.side,l.to[2]], size=[l.payload,0,0], **shape)
         bodies.append(body)
 
-# %% ../nbs/10a_building.ipynb #2f900350
+# %% ../nbs/10a_building.ipynb #af5f0e40
 @dataclass(frozen=True)
 class Drive:
     "Ranges of joints and motors, in units of a joint's own load and inertia."
@@ -129,7 +129,7 @@ class Drive:
     friction:tuple = (.002,.03)          # dry friction / load
     springs:float = .3                   # share of bodies with springs
     dry:float = .2                       # share of bodies with dry friction
-    lag:tuple = (.02,.06)                # time constant of an actuator, s: no training robot has one; the motor lag of the wrong-card condition
+    lag:tuple = (.02,.06)                # time constant of an actuator, s: the motor lag of the wrong-card condition; of the training robots only the rodent has one
     lags:float = .15                     # share of bodies with lagging actuators
     control:tuple = (.008,.04)           # control step, s
     timesteps:tuple = (.002,.0025,.004,.005)   # of the simulator, s

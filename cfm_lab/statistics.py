@@ -6,7 +6,7 @@
 __all__ = ['difference_names', 'entity_of', 'channel_scale', 'channel_mask', 'Errors', 'errors', 'skill', 'best_of', 'iqm',
            'geometric_mean', 'bootstrap_interval', 'redraws', 'redrawn', 'between']
 
-# %% ../nbs/61_statistics.ipynb #f1e1a680
+# %% ../nbs/61_statistics.ipynb #7546d850
 from dataclasses import dataclass
 from typing import Callable, Sequence
 import numpy as np
