@@ -6,7 +6,7 @@
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'Cells', 'headline', 'commit',
            'result_path', 'make_result', 'write_result', 'read_result', 'columns', 'headline_text']
 
-# %% ../nbs/60_cells.ipynb #4054e790
+# %% ../nbs/60_cells.ipynb #ec013ce0
 import ast, importlib.util, io, json, os, subprocess, time, tokenize
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any, Callable, Mapping, Sequence
 from fastcore.basics import patch
 import cfm_lab
 from .base import BadInput, Report, Row, check_slug
-from .artifacts import data_root, hardware, plain, project_root, read_json, sha256, write_json
+from .artifacts import atomic_write, data_root, hardware, plain, project_root, read_json, sha256, write_json
 
 # %% ../nbs/60_cells.ipynb #b5234b70
 def _bare(source):
@@ -170,18 +170,14 @@ def announce(self:Cells,
     n,s = len(self.missing(plan)),self.cost(plan)
     return f"{self.exam}: {n} of {len({c.key for c in plan})} cells are missing" + (f", about {s/60:.0f} min" if s>=90 else f", about {s:.0f} s" if n else "")
 
-# %% ../nbs/60_cells.ipynb #175b9930
+# %% ../nbs/60_cells.ipynb #7bdf1f30
 @patch
-def run(self:Cells,
-    plan:Sequence[Cell],
-    progress:bool=True,
-)->list:                   # values, in the plan's order
-    "Compute what is missing."
-    from tqdm.auto import tqdm
-    todo = self.missing(plan)
-    if todo and progress: print(self.announce(plan), flush=True)
-    for c in tqdm(todo, desc=self.exam, disable=not(todo and progress)): self.get(c)
-    return [self.get(c) for c in plan]
+def prune(self:Cells)->int:
+    "Drop the cells whose code has changed since; how many they were."
+    fresh = {k:r for k,r in self.kept.items() if Cell(r["config"],None,r["modules"],r["recipe"]).key==k}
+    gone,self.kept = len(self.kept)-len(fresh),fresh
+    atomic_write(self.path, "".join(json.dumps(r,sort_keys=True,ensure_ascii=False)+"\n" for r in fresh.values()))
+    return gone
 
 # %% ../nbs/60_cells.ipynb #a44163b0
 def headline(
