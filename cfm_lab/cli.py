@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAIN', 'FAT', 'put', 'house', 'call', 'find_study', 'caches', 'size', 'last_run', 'ending', 'run', 'test', 'lab',
            'setup', 'slim', 'nbdev', 'clean', 'readme', 'export', 'tasks', 'add_robot', 'remove_robot', 'collect',
-           'data', 'verify', 'exam', 'exam_outsider', 'exam_table', 'bench', 'pretrain', 'app', 'parser', 'main']
+           'data', 'verify', 'exam', 'exam_outsider', 'exam_table', 'bench', 'pretrain', 'ship', 'app', 'parser',
+           'main']
 
-# %% ../nbs/73_cli.ipynb #c99e50c0
+# %% ../nbs/73_cli.ipynb #9acb36b0
 import argparse, importlib, json, os, re, shutil, signal, subprocess, sys
 from difflib import get_close_matches
 from pathlib import Path
-from .base import BadInput
+from .base import BadInput, check_slug
 from .artifacts import atomic_write, data_root, inside, plain, project_root
 from .pipeline import RunFailed, clock, parameters, parse_parameters, read_report, read_status, run_name, run_study, text_table
 
@@ -322,7 +323,7 @@ def exam_table(args):
     if args.json!="-": print(table_text(found))
     put(found, args.json)
 
-# %% ../nbs/73_cli.ipynb #74a19f70
+# %% ../nbs/73_cli.ipynb #9a5dfe60
 def bench(args):
     "`cfm bench`"
     from cfm_lab.benches import BENCHES
@@ -341,12 +342,20 @@ def pretrain(args):
     if args.record: put(write_record(p,args.seed), args.json or "-")
     else: print(run)
 
+def ship(args):
+    "`cfm ship learned dynamics-small`: the seed that the exam has found in the middle"
+    from cfm_lab.cells import read_result
+    from cfm_lab.pretraining import get_pretraining, ship
+    told = read_result("dynamics")["shipped"].get(args.name)
+    if not told: raise BadInput(f"the exam has not chosen a seed of {args.name!r}", "ship", mend="Run `cfm exam dynamics`.")
+    print(ship(get_pretraining(args.name), told["seed"], house()/"data"/"pretrained"/check_slug(args.folder,"folder"), told["headline"]))
+
 def app(args):
     "`cfm app`"
     folder = house()/"nbs"/"apps"
     raise SystemExit(call([sys.executable,"-m","panel","serve",*sorted(folder.glob("*.ipynb")),"--address","127.0.0.1","--port",args.port]))
 
-# %% ../nbs/73_cli.ipynb #fe8bc250
+# %% ../nbs/73_cli.ipynb #a93cd6f0
 def parser():
     "All words and their arguments."
     top = argparse.ArgumentParser("cfm", description="Foundation models for control: data, training, exams, notebooks.")
@@ -400,6 +409,9 @@ def parser():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     p.add_argument("--record", action="store_true", help="write data/results/pretraining/NAME-SEED.json when done")
+    p = word(ship, "put weights where they are committed: bfloat16, with their card")
+    p.add_argument("name", help="learned | mechanics")
+    p.add_argument("folder", help="below data/pretrained, e.g. dynamics-small")
     p = word(app, "the panels, in a browser on this machine")
     p.add_argument("--port", default="5006")
     return top

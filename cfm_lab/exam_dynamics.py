@@ -10,8 +10,8 @@ __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGET
            'ask_references', 'seeds_of', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws',
            'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise', 'history_rows',
            'distance_rows', 'note_rows', 'all_rows', 'zero_shot_lines', 'few_shot_line', 'efficiency_line',
-           'below_scratch', 'history_line', 'headlines', 'median_seed', 'outline', 'say_cost', 'conduct', 'told',
-           'exam', 'committed_choices']
+           'below_scratch', 'history_line', 'headlines', 'median_seed', 'shipped', 'outline', 'say_cost', 'conduct',
+           'told', 'exam', 'committed_choices']
 
 # %% ../nbs/62_exam_dynamics.ipynb #8387e510
 import hashlib, time
@@ -604,6 +604,18 @@ def median_seed(
     error = np.mean([[np.log([s["mae"][str(h)] for h in SOUGHT]).mean() for s in scores[k]] for k in keys],0)
     return plan.seeds[int(np.argsort(error)[(len(error)-1)//2])]
 
+# %% ../nbs/62_exam_dynamics.ipynb #0ad68510
+def shipped(
+    plan:ExamPlan, scores:Mapping, who:str,
+)->dict:                    # seed; headline: name → value, low, high
+    "The seed that ships, and what it scores alone."
+    seed = median_seed(plan,scores,who)
+    if seed is None: return {}
+    i,names = plan.seeds.index(seed),{e.name:e for e in plan.entrants}
+    own = {k:ss[i:i+1] if len(ss)==len(plan.seeds) else ss for k,ss in scores.items()}
+    lines = headlines(replace(plan,entrants=(names[who],),seeds=(seed,)), own, who, who)
+    return dict(seed=seed, headline={n:{k:l[k] for k in ("value","low","high")} for n,l in lines.items()})
+
 # %% ../nbs/62_exam_dynamics.ipynb #ed5e2c40
 PARTS = ("references","zero_shot","tuning","few_shot","history")
 
@@ -629,7 +641,7 @@ def say_cost(cells:Cells, wanted:Sequence[Cell])->str:
     if not missing: return f"{cells.exam}: all cells that are known beforehand are there"
     return f"{cells.exam}: about {len(missing)} of {len({c.key for c in wanted})} cells are missing, {cells.cost(wanted)/7200:.1f} hours on two cores; it may be stopped at any time, and goes on"
 
-# %% ../nbs/62_exam_dynamics.ipynb #3f0c8d50
+# %% ../nbs/62_exam_dynamics.ipynb #61821a60
 def conduct(
     plan:ExamPlan, parts:Sequence[str], ask:Callable,
     choices:Sequence[Choice]=(),     # where settings are given, none are sought
@@ -671,7 +683,7 @@ def exam(
     def ask(wanted, name): used.extend(wanted); return solve(plan,cells,wanted,name,workers)
     scores,choices = conduct(plan,parts,ask)
     return write_result("dynamics",all_rows(plan,scores,choices),headlines(plan,scores,**{} if not quick else dict(best="learned")),quick=quick or bool(only),
-        seconds=sum({c.key:cells.kept[c.key]["seconds"] for c in used}.values()),more=told(plan,choices)|dict(median_seed={e.name:median_seed(plan,scores,e.name) for e in plan.entrants}))
+        seconds=sum({c.key:cells.kept[c.key]["seconds"] for c in used}.values()),more=told(plan,choices)|dict(shipped={e.name:shipped(plan,scores,e.name) for e in plan.entrants}))
 
 # %% ../nbs/62_exam_dynamics.ipynb #188ae710
 def committed_choices(
