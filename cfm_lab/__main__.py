@@ -11,13 +11,13 @@ __all__ = ['WORDS', 'usage', 'check_words', 'check_version', 'check_venv', 'sett
 import configparser, csv, difflib, hashlib, importlib.util, json, os, platform, shlex, shutil, subprocess, sys, time
 from pathlib import Path
 
-# %% ../nbs/74_main.ipynb #faac3b60
+# %% ../nbs/74_main.ipynb #ab8476d0
 WORDS = dict(
     run="the main job: data, pre-training, adaptation, an honest report", test="every test of the project",
     setup="make or mend the environment, and stop there", lab="JupyterLab on the notebooks",
     export="package and README.md from the notebooks", clean="strip notebooks of what does not belong into git",
     tasks="list the tasks, or add a robot", collect="record episodes", data="list, show, export and import data sets", verify="check every byte of a data set", exam="run an exam", bench="measure a rate",
-    pretrain="train a model on the pooled data, or go on", app="the panels in a browser")
+    pretrain="train a model on the pooled data, or go on", ship="put pre-trained weights where they are committed", app="the panels in a browser")
 
 def usage():
     "The list of words."
