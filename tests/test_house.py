@@ -62,6 +62,16 @@ def test_readme_is_the_index_notebook():
     from cfm_lab.cli import readme
     assert (ROOT/"README.md").read_text(encoding="utf8")==readme(ROOT/"nbs"/"index.ipynb"), "call python3 -m cfm_lab export"
 
+def test_readme_shows_the_committed_numbers():
+    from cfm_lab.base import Report
+    from cfm_lab.cells import headline_text, read_result
+    from cfm_lab.pipeline import text_table
+    found = read_result("dynamics", ROOT/"data"/"results")
+    told = headline_text(found)+"\n"+text_table(Report.from_dicts(found["rows"]).where(tier="T1", metric="MAE", horizon=10))
+    shown = {l.strip() for l in (ROOT/"README.md").read_text(encoding="utf8").splitlines()}
+    assert not [l for l in told.splitlines() if l.strip() and l.strip() not in shown], "run nbs/index.ipynb, then python3 -m cfm_lab export"
+
+
 def test_every_module_has_a_notebook():
     assert {p.stem for p in MODULES}==set(numbers())
 
