@@ -9,11 +9,11 @@ __all__ = ['QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGET
            'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'choose', 'nearest', 'questions', 'gather',
            'ask_references', 'seeds_of', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws',
            'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise', 'history_rows',
-           'distance_rows', 'note_rows', 'all_rows', 'zero_shot_lines', 'few_shot_line', 'efficiency_line',
-           'below_scratch', 'history_line', 'headlines', 'median_seed', 'shipped', 'outline', 'say_cost', 'conduct',
-           'told', 'exam', 'committed_choices']
+           'distance_rows', 'note_rows', 'all_rows', 'skill_lines', 'few_shot_line', 'efficiency_line', 'below_scratch',
+           'history_line', 'headlines', 'median_seed', 'shipped', 'outline', 'say_cost', 'conduct', 'told', 'exam',
+           'committed_choices']
 
-# %% ../nbs/62_exam_dynamics.ipynb #8387e510
+# %% ../nbs/62_exam_dynamics.ipynb #2047f7b0
 import hashlib, time
 from dataclasses import dataclass, replace, asdict
 from functools import lru_cache, partial
@@ -26,7 +26,7 @@ from .collect import Part, Recipe, side_by_side
 from .loader import pick
 from .references import references
 from .statistics import best_of, between, redrawn, redraws
-from .efficiency import efficiency_ratio, meeting, monotone
+from .efficiency import efficiency_ratio, mean_curve, meeting
 from .scoring import HORIZONS, STARTS, examine, stacked
 from .test_sets import ROBOTS, VERSION, check_sets, examined, of_tier, target
 from .adapt import Settings, weights_along
@@ -440,7 +440,7 @@ def rows_of(
 
 def _finite(x): return float(x) if x is not None and np.isfinite(x) else None
 
-# %% ../nbs/62_exam_dynamics.ipynb #a00b3f60
+# %% ../nbs/62_exam_dynamics.ipynb #02046310
 def curves(
     plan:ExamPlan, d:Draws,
     method:str, task:str, h:int,
@@ -476,7 +476,7 @@ def efficiency_rows(plan:ExamPlan, d:Draws)->list:
                 out += [base("efficiency ratio seed",x.value,"≥" if x.open else "1",horizon=h,seeds=(s,)) for s,x in zip(plan.seeds,each)]
                 out.append(base("curves meet",meet.transitions if np.isfinite(meet.transitions) else -1.,"transitions",horizon=h,weights="seen" if meet.seen else "extrapolated from the two largest amounts" if np.isfinite(meet.transitions) else "not in sight"))
                 if d.has((e.name,t,0)):
-                    level = float(np.exp(np.log(monotone(curves(plan,d,e.from_scratch,t,h)[0])).mean(0))[plan.sizes.index(plan.level)])
+                    level = float(mean_curve(curves(plan,d,e.from_scratch,t,h)[0])[plan.sizes.index(plan.level)])
                     out.append(base("zero-shot / level of scratch",d.mean(e.name,t,0,h)/level,"1",horizon=h,weights="1 or less: as good without any data of the robot"))
     return out
 
@@ -519,7 +519,7 @@ def all_rows(plan:ExamPlan, scores:Mapping, choices:Sequence[Choice]=())->list:
     tidy = lambda x: None if x is None else float(f"{x:.7g}")                    # eleven thousand rows
     return [replace(r,value=tidy(r.value),low=tidy(r.low),high=tidy(r.high)) for r in out]
 
-# %% ../nbs/62_exam_dynamics.ipynb #cd001da0
+# %% ../nbs/62_exam_dynamics.ipynb #3e58c6e0
 TARGETS = {     # name → target, stretch
     "zero_shot_skill":("> 0.5",".8"), "zero_shot_skill_worst":("> 0.2",".6"), "zero_shot_skill_learned":("> 0.4",".6"), "zero_shot_skill_nocard":("> 0.2",".4"),
     "few_shot_vs_scratch":("≤ 0.8",".65"), "few_shot_skill":("> 0.15",".4"), "efficiency_ratio_1":("≥ 5","15"), "efficiency_ratio_10":("≥ 5","15"), "history_used":("≥ 0.1",""), "fine_tuned_below_scratch":("≥ 2","")}
@@ -528,8 +528,8 @@ BELOW = (2,4)            # episodes at which fine-tuned must lie below scratch
 
 def _geo(values, draws): return float(np.exp(np.mean(np.log(np.maximum(values,0)))) if min(values)>0 else 0.), np.exp(np.mean(np.log(np.maximum(draws,1e-300)),0))*(np.min(draws,0)>0)
 
-def zero_shot_lines(plan:ExamPlan, d:Draws, best:str, learned:str, n:int=0)->dict:      # name → (value, draws)
-    "Median and worst skill over held-out robots and horizons 1 and 10."
+def skill_lines(plan:ExamPlan, d:Draws, best:str, learned:str, n:int=0)->dict:      # name → (value, draws)
+    "Median and worst skill over held-out robots and horizons 1 and 10; with n episodes, the worst alone."
     def over(method, how):
         if not all(d.has((method,t,n),("persistence",t,0)) for t in plan.held_out): return None
         both = [d.skill(method,t,n,h) for t in plan.held_out for h in (1,10)]
@@ -550,7 +550,7 @@ def efficiency_line(plan:ExamPlan, d:Draws, e:Entrant, h:int):
     each = [efficiency(plan,d,e,t,h) for t in plan.curves]
     return (*_geo([r.value for r,*_ in each], np.stack([b for _,b,*_ in each])), "≥" if any(r.open for r,*_ in each) else "1")
 
-# %% ../nbs/62_exam_dynamics.ipynb #4904a3b0
+# %% ../nbs/62_exam_dynamics.ipynb #47bfc880
 LAND = ("planar walkers","four-legged","arm or hand")
 
 def below_scratch(plan:ExamPlan, d:Draws, e:Entrant):
@@ -578,7 +578,7 @@ def headlines(
 )->dict:                       # name → `headline(…)`
     "The protocol's lines, as far as there are scores for them."
     d,names = Draws(scores,plan.resamples),{e.name:e for e in plan.entrants}
-    lines = zero_shot_lines(plan,d,best,learned)|zero_shot_lines(plan,d,best,learned,FEW if FEW in plan.data else max(plan.data,default=1))
+    lines = skill_lines(plan,d,best,learned)|skill_lines(plan,d,best,learned,FEW if FEW in plan.data else max(plan.data,default=1))
     for who,tail in ((learned,""),(best,"_mechanics")):
         if who not in names or tail and best==learned: continue
         for n in plan.data: lines["few_shot_vs_scratch"+tail+("" if n==FEW or len(plan.data)==1 else f"_{n}")] = few_shot_line(plan,d,names[who],n)
