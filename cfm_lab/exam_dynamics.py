@@ -83,7 +83,7 @@ def entrant(
     if d is None and not f.is_file(): raise BadInput(f"nobody has pre-trained {run!r}", str(_record(run,0)), "neither a card nor weights are here", f"Run `{command(run,0)}`.")
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
-# %% ../nbs/62_exam_dynamics.ipynb #86e0f140
+# %% ../nbs/62_exam_dynamics.ipynb #8ce965c0
 @dataclass(frozen=True)
 class ExamPlan:
     "Robots, entrants, seeds, sizes and grids of one exam."
@@ -100,7 +100,7 @@ class ExamPlan:
     tuned:tuple = (2,10,50)                      # episodes for which settings are chosen; between them the nearest counts (without curves: only what `data` needs)
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
-    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best, at its two best rates
+    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best
     longest:int = 2700
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
     size:int = 8                                 # windows in a batch of fine-tuning and scratch
@@ -260,7 +260,7 @@ def solve(
             for i,done in side_by_side(timed_answer,jobs,workers): cells.put(missing[i],*done); bar.update(1)
     return [cells.get(c) for c in wanted]
 
-# %% ../nbs/62_exam_dynamics.ipynb #da3ac490
+# %% ../nbs/62_exam_dynamics.ipynb #546493a0
 @dataclass(frozen=True)
 class Choice:
     "The settings of one method for n episodes, and the grid that they were chosen from."
@@ -305,11 +305,11 @@ def choose(
                 steps,share = key.split("/")
                 grid[lr,int(steps),float(share)] = float(np.exp(np.mean([np.log(list(v[key]["mae"].values())).mean() for v in values[i*R:(i+1)*R]])))
         best,before = min(grid,key=grid.get),min((g for k,g in grid.items() if k[1]<marks[-1]),default=np.inf)
-        rates = beyond(plan.ladder,best[0],{k[0] for k in grid if k[1]==best[1]})
+        paid = grid[best]<=.99*before                       # has the longest run
+        rates = beyond(plan.ladder,best[0],{k[0] for k in grid if k[1]==best[1]}) if paid or marks==tuple(plan.lengths) else []
         if rates: continue
-        if grid[best]>.99*before or 3*marks[-1]>plan.longest: break
-        good = sorted((k for k in grid if k[1]==marks[-1]),key=grid.get)
-        rates,marks = list(dict.fromkeys(k[0] for k in good))[:2],(*marks,3*marks[-1])
+        if not paid or 3*marks[-1]>plan.longest: break
+        rates,marks = [best[0]],(*marks,3*marks[-1])
     return Choice(kind,n,Settings(*best),tuple((*k,g) for k,g in grid.items()),who)
 
 # %% ../nbs/62_exam_dynamics.ipynb #5aee4780
