@@ -604,7 +604,7 @@ def median_seed(
     error = np.mean([[np.log([s["mae"][str(h)] for h in SOUGHT]).mean() for s in scores[k]] for k in keys],0)
     return plan.seeds[int(np.argsort(error)[(len(error)-1)//2])]
 
-# %% ../nbs/62_exam_dynamics.ipynb #0ad68510
+# %% ../nbs/62_exam_dynamics.ipynb #85141f40
 def shipped(
     plan:ExamPlan, scores:Mapping, who:str,
 )->dict:                    # seed; headline: name → value, low, high
@@ -614,7 +614,7 @@ def shipped(
     i,names = plan.seeds.index(seed),{e.name:e for e in plan.entrants}
     own = {k:ss[i:i+1] if len(ss)==len(plan.seeds) else ss for k,ss in scores.items()}
     lines = headlines(replace(plan,entrants=(names[who],),seeds=(seed,)), own, who, who)
-    return dict(seed=seed, headline={n:{k:l[k] for k in ("value","low","high")} for n,l in lines.items()})
+    return dict(seed=seed, headline={n:{k:None if l[k] is None else float(f"{l[k]:.4g}") for k in ("value","low","high")} for n,l in lines.items()})
 
 # %% ../nbs/62_exam_dynamics.ipynb #ed5e2c40
 PARTS = ("references","zero_shot","tuning","few_shot","history")

@@ -1,0 +1,31 @@
+"What ships: small, whole, offline, and better than the references on a robot that it has never seen."
+import json
+from pathlib import Path
+import pytest
+from cfm_lab.artifacts import load_weights
+from cfm_lab.dynamics import DynamicsTransformer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted(p.parent for p in (ROOT/"data"/"pretrained").glob("*/config.json"))
+
+def test_something_ships(): assert "dynamics-small" in [p.name for p in SHIPPED]
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=[p.name for p in SHIPPED])
+def test_the_card_says_where_the_weights_come_from(folder):
+    card = json.loads((folder/"card.json").read_text())
+    assert {"command","data","steps","flops","hardware","seconds","exam"} <= set(card)
+    assert len(card["data"]["content_hash"])==64 and card["flops"]>1e12 and card["exam"]
+    record = json.loads((ROOT/"data"/"results"/"pretraining"/f"{card['record']['name']}-{card['seed']}.json").read_text())
+    assert (card["command"],card["steps"],card["data"]) == (record["command"],record["steps"],record["data"])
+    assert sum(f.stat().st_size for f in folder.iterdir())<8e6
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=[p.name for p in SHIPPED])
+def test_it_beats_the_references_on_a_robot_it_has_never_seen(folder):
+    from cfm_lab.references import references
+    from cfm_lab.scoring import examine
+    from cfm_lab.test_sets import target
+    model,t = DynamicsTransformer.from_pretrained(folder.name),target("gym-hopper")
+    assert model.parameters_count()==load_weights(folder).parameters_count()
+    mine = examine(model,t,(1,10),episodes=8)["mae"]
+    theirs = [examine(r,t,(1,10),episodes=8)["mae"] for r in references(t.spec).values()]
+    for h in ("1","10"): assert mine[h]<.9*min(x[h] for x in theirs)
