@@ -323,7 +323,7 @@ def exam_table(args):
     if args.json!="-": print(table_text(found))
     put(found, args.json)
 
-# %% ../nbs/73_cli.ipynb #9a5dfe60
+# %% ../nbs/73_cli.ipynb #48d2c410
 def bench(args):
     "`cfm bench`"
     from cfm_lab.benches import BENCHES
@@ -346,7 +346,7 @@ def ship(args):
     "`cfm ship learned dynamics-small`: the seed that the exam has found in the middle"
     from cfm_lab.cells import read_result
     from cfm_lab.pretraining import get_pretraining, ship
-    told = read_result("dynamics")["shipped"].get(args.name)
+    told = read_result("dynamics").get("shipped",{}).get(args.name)        # results of older code name no seed
     if not told: raise BadInput(f"the exam has not chosen a seed of {args.name!r}", "ship", mend="Run `cfm exam dynamics`.")
     print(ship(get_pretraining(args.name), told["seed"], house()/"data"/"pretrained"/check_slug(args.folder,"folder"), told["headline"]))
 

@@ -71,7 +71,6 @@ def test_readme_shows_the_committed_numbers():
     shown = {l.strip() for l in (ROOT/"README.md").read_text(encoding="utf8").splitlines()}
     assert not [l for l in told.splitlines() if l.strip() and l.strip() not in shown], "run nbs/index.ipynb, then python3 -m cfm_lab export"
 
-
 def test_every_module_has_a_notebook():
     assert {p.stem for p in MODULES}==set(numbers())
 

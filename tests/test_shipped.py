@@ -1,11 +1,11 @@
 "What ships: small, whole, offline, and better than the references on a robot that it has never seen."
 import json
-from pathlib import Path
+from argparse import Namespace
 import pytest
-from cfm_lab.artifacts import load_weights
+from conftest import ROOT
+from cfm_lab.base import BadInput
 from cfm_lab.dynamics import DynamicsTransformer
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(p.parent for p in (ROOT/"data"/"pretrained").glob("*/config.json"))
 
 def test_something_ships(): assert "dynamics-small" in [p.name for p in SHIPPED]
@@ -19,13 +19,17 @@ def test_the_card_says_where_the_weights_come_from(folder):
     assert (card["command"],card["steps"],card["data"]) == (record["command"],record["steps"],record["data"])
     assert sum(f.stat().st_size for f in folder.iterdir())<8e6
 
+def test_a_seed_that_the_exam_has_not_chosen_does_not_ship():
+    from cfm_lab.cli import ship
+    with pytest.raises(BadInput, match="has not chosen a seed"): ship(Namespace(name="nobody", folder="nowhere"))
+
 @pytest.mark.parametrize("folder", SHIPPED, ids=[p.name for p in SHIPPED])
 def test_it_beats_the_references_on_a_robot_it_has_never_seen(folder):
     from cfm_lab.references import references
     from cfm_lab.scoring import examine
     from cfm_lab.test_sets import target
     model,t = DynamicsTransformer.from_pretrained(folder.name),target("gym-hopper")
-    assert model.parameters_count()==load_weights(folder).parameters_count()
+    assert model.parameters_count()==model.card["parameters"]
     mine = examine(model,t,(1,10),episodes=8)["mae"]
     theirs = [examine(r,t,(1,10),episodes=8)["mae"] for r in references(t.spec).values()]
     for h in ("1","10"): assert mine[h]<.9*min(x[h] for x in theirs)
