@@ -30,7 +30,7 @@ from .efficiency import efficiency_ratio, mean_curve, meeting
 from .scoring import HORIZONS, STARTS, examine, stacked
 from .test_sets import ROBOTS, VERSION, check_sets, examined, of_tier, target
 from .adapt import Settings, weights_along
-from .pretraining import Pretraining, command, pretrain, record_path
+from .pretraining import Pretraining, command, pretrain, record_path, rounded_from
 from .history import hidden, history_errors
 from .cells import Cell, Cells, headline, read_result, result_path, results_root, source_hash, write_result
 
@@ -68,6 +68,7 @@ def weights_of(
     here = read_json(folder/"config.json").get("sha256","") if (folder/"config.json").is_file() else ""
     told = read_json(card) if card.is_file() and not e.folder else {}
     sha,make = told.get("weights_sha256") or here,command(run,seed)
+    if here!=sha and (rounded:=rounded_from(sha)): folder,here = rounded,sha
     if not sha: raise BadInput(f"no weights of {e.name!r}, seed {seed}", str(folder), f"and no card {card.name} either", f"Run `{make}`.")
     return Weights(sha, folder if here==sha else None, told or (read_json(folder/"card.json") if (folder/"card.json").is_file() else {}), make)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAININGS', 'Pretraining', 'learned', 'mechanics', 'get_pretraining', 'draws', 'run_folder', 'command', 'pretrain',
-           'record_path', 'write_record', 'ship']
+           'record_path', 'write_record', 'ship', 'rounded_from']
 
 # %% ../nbs/42_pretraining.ipynb #bfb13730
 from dataclasses import dataclass
@@ -143,5 +143,14 @@ def ship(
     runs:Path|None=None,
 )->Path:
     "Copy the weights of a run into a folder that is committed."
-    model = load_weights(run_folder(p,seed,runs).path)
-    return model.save_pretrained(folder, dict(model.card, exam=figures), "bfloat16")
+    run = run_folder(p,seed,runs).path
+    model = load_weights(run)
+    return model.save_pretrained(folder, dict(model.card, rounded_from=sha256(run/"model.safetensors"), exam=figures), "bfloat16")
+
+def rounded_from(
+    weights_sha256:str,     # of a run's weights, as its record says
+    root:Path|None=None,    # default: data/pretrained
+)->Path|None:               # None: these did not ship
+    "The committed folder that holds the weights of a run, rounded."
+    for card in sorted((root or (project_root() or Path.cwd())/"data"/"pretrained").glob("*/card.json")):
+        if read_json(card).get("rounded_from")==weights_sha256: return card.parent
