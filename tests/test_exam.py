@@ -112,6 +112,11 @@ def test_weights_that_are_not_those_of_the_card(tmp_path, monkeypatch):
     assert other.sha256=="0"*64 and other.folder is None
     with pytest.raises(room.BadInput, match="others lie in their folder"): room.pretrained(room.ExamPlan((e,)),"m",0)
 
+def test_the_trivial_references_are_drawn_as_such():
+    from cfm_lab.exam_dynamics import TRIVIAL
+    from cfm_lab.figures import REFERENCES
+    assert set(TRIVIAL)==set(REFERENCES)
+
 def test_history_tells_who_listens():
     from cfm_lab.history import hidden, history_errors, rise
     from cfm_lab.references import ConstantVelocity, Persistence, RidgeARX
