@@ -21,7 +21,7 @@ WORDS = dict(
 
 def usage():
     "The list of words."
-    return "\n".join(["usage: python3 -m cfm_lab WORD …", ""] + ["  {:8}{}".format(*kv) for kv in WORDS.items()] + ["",
+    return "\n".join(["usage: python3 -m cfm_lab WORD …", ""] + ["  {:10}{}".format(*kv) for kv in WORDS.items()] + ["",
         "The first call makes .venv from the pins in settings.ini (about 2.3 GB).",
         "CFM_PIP_ARGS   options for pip, such as an index of your own",
         "CFM_PYTHON=current   use the running Python as it is, install nothing"])

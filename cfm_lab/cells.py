@@ -261,6 +261,6 @@ def headline_text(
     result:Mapping,            # from `read_result`
 )->str:
     "The headline figures as lines of text."
-    head,digits = ("figure","value","95 % interval","target",""),lambda x: f"{x:.3g}"
-    rows = [(n, ("≥ " if h["unit"]=="≥" else "")+digits(h["value"]), f"[{digits(h['low'])}, {digits(h['high'])}]" if h["low"] is not None and h["high"] is not None else "", h["target"] or "", {True:"met",False:"missed",None:""}[h["met"]]) for n,h in result["headline"].items()]
+    head,digits = ("figure","value","95 % interval","target","","seeds"),lambda x: f"{x:.3g}"
+    rows = [(n, ("≥ " if h["unit"]=="≥" else "")+digits(h["value"]), f"[{digits(h['low'])}, {digits(h['high'])}]" if h["low"] is not None and h["high"] is not None else "", h["target"] or "", {True:"met",False:"missed",None:""}[h["met"]], " ".join(map(str,h["seeds"]))) for n,h in result["headline"].items()]
     return columns([head,*rows])

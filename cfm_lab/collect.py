@@ -289,7 +289,7 @@ def small_recipe(
 def slice_recipe(
     seed:int=0,
 )->Recipe:
-    "About 300,000 transitions of 11 tasks and 600 bodies: for the exam's pre-training."
+    "About 300,000 transitions of 11 tasks and 600 bodies: what the models of the first exam were pre-trained on."
     return Recipe("cfm/slice-v0", _training_parts(96,200,300,140), seed)
 
 # %% ../nbs/21_collect.ipynb #da1a9980

@@ -7,10 +7,10 @@ __all__ = ['LEARNS', 'QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT
            'Entrant', 'Weights', 'weights_of', 'entrant', 'ExamPlan', 'full_plan', 'quick_plan', 'sources',
            'quick_pretraining', 'of_name', 'rigid_guess', 'pretrained', 'fresh', 'learned', 'answer', 'cell',
            'timed_answer', 'need_weights', 'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'choose',
-           'nearest', 'questions', 'gather', 'ask_references', 'seeds_of', 'seeds_that_learn', 'ask_zero_shot',
-           'learning_cells', 'ask_few_shot', 'ask_history', 'Draws', 'tier_of', 'rows_of', 'curves', 'efficiency',
-           'has_curve', 'efficiency_rows', 'history_rise', 'history_rows', 'distance_rows', 'note_rows', 'all_rows',
-           'skill_lines', 'few_shot_line', 'efficiency_line', 'below_scratch', 'history_line', 'headlines',
+           'nearest', 'questions', 'gather', 'ask_references', 'seeds_of', 'seeds_that_learn', 'taught',
+           'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws', 'tier_of', 'rows_of', 'curves',
+           'efficiency', 'has_curve', 'efficiency_rows', 'history_rise', 'history_rows', 'distance_rows', 'note_rows',
+           'all_rows', 'skill_lines', 'few_shot_line', 'efficiency_line', 'below_scratch', 'history_line', 'headlines',
            'median_seed', 'shipped', 'outline', 'say_cost', 'conduct', 'told', 'exam', 'committed_choices']
 
 # %% ../nbs/62_exam_dynamics.ipynb #2047f7b0
@@ -103,7 +103,8 @@ class ExamPlan:
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
     lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best
-    longest:int = 2700
+    longest:int = 2700                           # of scratch
+    longest_tuned:int = 300                      # of fine-tuning: with ten episodes, three times as many steps gained 1 %
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
     size:int = 8                                 # windows in a batch of fine-tuning and scratch
     pairs:int = 24                               # of bodies in the test of history
@@ -125,7 +126,7 @@ def quick_plan()->ExamPlan:
     from cfm_lab.dynamics import dynamics_tiny
     run = f"quick-{source_hash((*LEARNING,'cfm_lab.dynamics'))[:8]}"       # its weights are made anew when the code changes
     return ExamPlan((Entrant("learned",dynamics_tiny(),run,nocard=True,beside=True),), held_out=("gym-hopper",), validation=("dm-finger-spin",), check=(), seeds=(0,), data=(2,), curves=("gym-hopper",), sizes=(1,2), level=2,
-        tuned=(2,), rates=(1e-3,3e-3), ladder=(1e-3,3e-3), lengths=(5,15), longest=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
+        tuned=(2,), rates=(1e-3,3e-3), ladder=(1e-3,3e-3), lengths=(5,15), longest=15, longest_tuned=15, shares=(1.,), pairs=4, resamples=200, episodes=16)
 
 # %% ../nbs/62_exam_dynamics.ipynb #5b77bf10
 LEARNING = ("cfm_lab.adapt",)                                         # whose source fine-tuned weights depend on
@@ -230,7 +231,7 @@ def cell(
     if kind in ("fine_tuned","scratch"): what |= dict(size=plan.size,**dict(model=repr(e.config)) if kind=="scratch" else {})
     score = (2+.4*J)*(plan.episodes or 50)/50*(.25*len(more.get("marks",()))*len(more.get("shares",())) if more.get("sought") else 1)
     guess = dict(references=3+4*bool(n), history=4., guess=.5*score).get(kind, score+(.03+.008*J)*max(more.get("marks",(0,))))
-    return Cell(what, partial(answer,plan,what), sources("guess" if who==GUESS and kind!="history" else kind,e)+(("cfm_lab.guess",) if who==GUESS else ()), recipe=examined(task).recipe, seconds=guess)
+    return Cell(what, partial(answer,plan,what), sources("guess" if who==GUESS and kind!="history" else kind,e)+(("cfm_lab.guess",) if who==GUESS else ())+(("cfm_lab.loader",) if kind=="references" and n else ()), recipe=examined(task).recipe, seconds=guess)
 
 # %% ../nbs/62_exam_dynamics.ipynb #9cb77330
 def timed_answer(plan:ExamPlan, what:Mapping)->tuple:
@@ -312,7 +313,7 @@ def choose(
         paid = grid[best]<=.99*before                       # has the longest run
         rates = beyond(plan.ladder,best[0],{k[0] for k in grid if k[1]==best[1]}) if paid or marks==tuple(plan.lengths) else []
         if rates: continue
-        if not paid or 3*marks[-1]>plan.longest: break
+        if not paid or 3*marks[-1]>(plan.longest if kind=="scratch" else plan.longest_tuned): break
         rates,marks = [best[0]],(*marks,3*marks[-1])
     return Choice(kind,n,Settings(*best),tuple((*k,g) for k,g in grid.items()),who)
 
@@ -340,13 +341,16 @@ def gather(asked, values)->dict:
 
 def ask_references(plan:ExamPlan, ask:Callable)->dict:
     "The five references on what each row may use; zero-shot there is no data for the MLP ensemble."
-    asked = [(t,0,plan.seeds[0]) for t in plan.held_out+plan.validation+plan.check]+[(t,n,s) for t,n in questions(plan) for s in plan.seeds]
+    asked = [(t,0,plan.seeds[0]) for t in plan.held_out+plan.validation+plan.check]+[(t,n,s) for t,n in questions(plan) for s in taught(plan)]
     values = ask([cell(plan,"references",*a) for a in asked],"references")
     found = [((name,t,n),v[name]) for (t,n,_),v in zip(asked,values) for name in TRIVIAL if name in v]
     return gather([k for k,_ in found], [score for _,score in found])
 
 def seeds_of(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds[:1] if e.folder else plan.seeds
 def seeds_that_learn(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds if e.learns is None else e.learns
+def taught(plan:ExamPlan)->tuple:
+    "Seeds that learn from episodes, of some entrant; where nobody is examined, all."
+    return tuple(s for s in plan.seeds if not plan.entrants or any(s in seeds_that_learn(plan,e) for e in plan.entrants))
 
 def ask_zero_shot(plan:ExamPlan, ask:Callable)->dict:
     "The pre-trained models on robots that they have never seen, without a gradient step; and the guess that one has inside."
@@ -373,15 +377,13 @@ def learning_cells(plan:ExamPlan, e:Entrant, choices:Sequence[Choice], seeds:Map
 
 def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
-    scratch_seeds:Sequence[int]|None=None,     # default: the plan's
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen; along a curve where the plan has one."
-    keys,cells,once = [],[],set()
+    keys,cells,scratch = [],[],{}
+    for e in plan.entrants: scratch[e.from_scratch] = tuple(dict.fromkeys((*scratch.get(e.from_scratch,()),*seeds_that_learn(plan,e))))
     for e in plan.entrants:
-        seeds = seeds_that_learn(plan,e)
-        if not seeds: continue
-        k,c = learning_cells(plan,e,choices,dict(fine_tuned=seeds,scratch=() if e.from_scratch in once else scratch_seeds or seeds)); keys += k; cells += c
-        once.add(e.from_scratch)
+        if not seeds_that_learn(plan,e): continue
+        k,c = learning_cells(plan,e,choices,dict(fine_tuned=seeds_that_learn(plan,e),scratch=scratch.pop(e.from_scratch,()))); keys += k; cells += c
     return gather(keys, [next(iter(v.values())) for v in ask(cells,"few-shot")])
 
 def ask_history(plan:ExamPlan, ask:Callable)->dict:
@@ -424,7 +426,9 @@ def rows_of(
 )->list:                    # of `Row`
     "Errors, skills and ratios of one robot and number of episodes."
     t,scratch,out = target(task),{e.name:e.from_scratch for e in plan.entrants},[]
-    told = {m:w for e in plan.entrants if e.weights for m,w in ((e.name,e.weights),(e.from_scratch,"none"))}
+    origin = {m:w for e in plan.entrants if e.weights for m,w in ((e.name,e.weights),(e.from_scratch,"none"))}
+    who = {m:e for e in plan.entrants for m in (e.name,e.from_scratch)}
+    def seeds_of_scores(m, ss): return ((seeds_that_learn(plan,who[m]) if m in who else taught(plan)) if n and m!=GUESS else plan.seeds)[:len(ss)]
     here = {m:ss for (m,at,k),ss in d.scores.items() if (at,k)==(task,n)}
     if n and d.has((GUESS,task,0)): here[GUESS] = d.scores[GUESS,task,0]
     def put(method, metric, h, value, unit, draws=None, seeds=(), weights=""):
@@ -433,16 +437,18 @@ def rows_of(
     for m,ss in here.items():
         k = 0 if m==GUESS else n
         for h in HORIZONS:
-            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),plan.seeds[:len(ss)],told.get(m,""))
+            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),seeds_of_scores(m,ss),origin.get(m,""))
             for extra in ("mse","object","fallen"):
                 if all(extra in s for s in ss): put(m,"MSE" if extra=="mse" else f"MAE {extra}",h,np.mean([s[extra][str(h)] for s in ss]),"of range")
             if m in TRIVIAL: continue
-            for s,v in zip(plan.seeds,stacked(ss,h).mean(1) if len(ss)>1 else ()): put(m,"MAE seed",h,v,"of range",seeds=(s,))
+            for s,v in zip(seeds_of_scores(m,ss),stacked(ss,h).mean(1) if len(ss)>1 else ()): put(m,"MAE seed",h,v,"of range",seeds=(s,))
             if any(r in TRIVIAL and at==task and j in (0,n) for r,at,j in d.scores):
                 key,best = d.reference(task,n,h)
                 value,draws = 1-d.mean(m,task,k,h)/best,1-d.error(m,task,k,h)/d.error(*key,h)
-                put(m,"skill",h,value,"1",draws,plan.seeds[:len(ss)],f"against {key[0]}{' on the history' if key[2]<n else ''}")
-            if m in scratch and scratch[m] in here: put(m,"MAE / scratch",h,*(lambda v,b: (v,"1",b))(*d.ratio(m,scratch[m],task,n,h)),plan.seeds[:len(ss)])
+                put(m,"skill",h,value,"1",draws,seeds_of_scores(m,ss),f"against {key[0]}{' on the history' if key[2]<n else ''}")
+            if m in scratch and scratch[m] in here:
+                value,draws = d.ratio(m,scratch[m],task,n,h)
+                put(m,"MAE / scratch",h,value,"1",draws,seeds_of_scores(m,ss))
     return out
 
 def _finite(x): return float(x) if x is not None and np.isfinite(x) else None
@@ -475,12 +481,13 @@ def efficiency_rows(plan:ExamPlan, d:Draws)->list:
     for e in plan.entrants:
         for t in plan.curves:
             if not has_curve(plan,d,e,t): continue
-            base = partial(Row,"dynamics",target(t).spec.robot,e.name,task=t,tier=tier_of(plan,t),n=len(target(t).test))
+            base = partial(Row,"dynamics",target(t).spec.robot,e.name,task=t,tier=tier_of(plan,t),n=(plan.episodes or target(t).episodes)*len(STARTS))
+            learns = seeds_that_learn(plan,e)
             for h in (1,10):
                 r,r_B,each,meet = efficiency(plan,d,e,t,h)
                 low,high = between(r_B)
-                out.append(base("efficiency ratio",r.value,"≥" if r.open else "1",horizon=h,low=low,high=high,seeds=plan.seeds[:len(each)]))
-                out += [base("efficiency ratio seed",x.value,"≥" if x.open else "1",horizon=h,seeds=(s,)) for s,x in zip(plan.seeds,each)]
+                out.append(base("efficiency ratio",r.value,"≥" if r.open else "1",horizon=h,low=low,high=high,seeds=learns))
+                out += [base("efficiency ratio seed",x.value,"≥" if x.open else "1",horizon=h,seeds=(s,)) for s,x in zip(learns,each)]
                 out.append(base("curves meet",meet.transitions if np.isfinite(meet.transitions) else -1.,"transitions",horizon=h,weights="seen" if meet.seen else "extrapolated from the two largest amounts" if np.isfinite(meet.transitions) else "not in sight"))
                 if d.has((e.name,t,0)):
                     level = float(mean_curve(curves(plan,d,e.from_scratch,t,h)[0])[plan.sizes.index(plan.level)])
@@ -542,8 +549,8 @@ def skill_lines(plan:ExamPlan, d:Draws, best:str, learned:str, n:int=0)->dict:  
         both = [d.skill(method,t,n,h) for t in plan.held_out for h in (1,10)]
         return float(how([v for v,_ in both])), how(np.stack([b for _,b in both]),axis=0)
     two = best!=learned
-    if n: return {"few_shot_skill":over(learned,np.min), **{"few_shot_skill_mechanics":over(best,np.min) for _ in range(two)}}
-    return {"zero_shot_skill":over(best,np.median), "zero_shot_skill_worst":over(best,np.min), **{"zero_shot_skill_learned":over(learned,np.median) for _ in range(two)}, "zero_shot_skill_nocard":over(f"{learned}_nocard",np.median), f"zero_shot_skill_{GUESS}":over(GUESS,np.median)}
+    if n: return {"few_shot_skill":over(learned,np.min), **({"few_shot_skill_mechanics":over(best,np.min)} if two else {})}
+    return {"zero_shot_skill":over(best,np.median), "zero_shot_skill_worst":over(best,np.min), **({"zero_shot_skill_learned":over(learned,np.median)} if two else {}), "zero_shot_skill_nocard":over(f"{learned}_nocard",np.median), f"zero_shot_skill_{GUESS}":over(GUESS,np.median)}
 
 def few_shot_line(plan:ExamPlan, d:Draws, e:Entrant, n:int):
     "Error over that of scratch: geometric mean over robots and horizons 1 to 25."
@@ -555,20 +562,21 @@ def efficiency_line(plan:ExamPlan, d:Draws, e:Entrant, h:int):
     "Geometric mean of R over the robots that have curves."
     if not plan.curves or not all(has_curve(plan,d,e,t) for t in plan.curves): return None
     each = [efficiency(plan,d,e,t,h) for t in plan.curves]
-    return (*_geo([r.value for r,*_ in each], np.stack([b for _,b,*_ in each])), "≥" if any(r.open for r,*_ in each) else "1")
+    value,draws = _geo([r.value for r,*_ in each], np.stack([b for _,b,*_ in each]))
+    return value, draws, "≥" if value and any(r.open for r,*_ in each) else "1"
 
 # %% ../nbs/62_exam_dynamics.ipynb #47bfc880
 LAND = ("planar walkers","four-legged","arm or hand")
 
 def below_scratch(plan:ExamPlan, d:Draws, e:Entrant):
-    "How many families gain, and which are worse."
+    "Which families gain, and which are worse; None: none was measured."
+    asked = [t for t in plan.curves if examined(t).family in LAND and d.has(*((m,t,n) for m in (e.name,e.from_scratch) for n in BELOW))]
     gain,worse = [],[]
-    for t in plan.curves:
-        if examined(t).family not in LAND or not d.has(*((m,t,n) for m in (e.name,e.from_scratch) for n in BELOW)): continue
+    for t in asked:
         spans = [between(d.ratio(e.name,e.from_scratch,t,n,h)[1]) for n in BELOW for h in (1,10)]
         if all(high<1 for _,high in spans): gain.append(examined(t).family)
         if any(low>1 for low,_ in spans): worse.append(examined(t).family)
-    return gain,worse
+    return (gain,worse) if asked else None
 
 def history_line(plan:ExamPlan, d:Draws, method:str):
     "Geometric mean over robots of the rise."
@@ -592,14 +600,16 @@ def headlines(
         for h in (1,10): lines[f"efficiency_ratio_{h}{tail}"] = efficiency_line(plan,d,names[who],h)
         lines["history_used"+tail] = history_line(plan,d,who)
     def seeds(name):
-        who = names.get(best if name.endswith("_mechanics") else learned)
-        return seeds_that_learn(plan,who) if who and name.startswith(("few_shot","efficiency","fine_tuned")) else plan.seeds[:d.S]
+        if name.endswith(GUESS): return ()
+        who = best if "_mechanics" in name or name in ("zero_shot_skill","zero_shot_skill_worst") else learned
+        if name.startswith(("few_shot","efficiency","fine_tuned")): return seeds_that_learn(plan,names[who]) if who in names else ()
+        return plan.seeds[:max((len(ss) for (m,_,n),ss in scores.items() if m==who and n in (0,"history")),default=0)]
     out = {}
     for name,line in lines.items():
         if line is None: continue
         low,high = between(line[1])
         out[name] = headline(line[0], line[2] if len(line)>2 else "1", _finite(low), _finite(high), TARGETS.get(name,("",))[0], seeds(name))
-    if learned in names and (found:=below_scratch(plan,d,names[learned]))!=([],[]):
+    if learned in names and (found:=below_scratch(plan,d,names[learned])) is not None:
         out["fine_tuned_below_scratch"] = headline(len(found[0]),"families",target=TARGETS["fine_tuned_below_scratch"][0],seeds=seeds("fine_tuned_below_scratch"))
         out["fine_tuned_below_scratch"]["met"] &= not found[1]
     return out
@@ -629,7 +639,8 @@ def shipped(
         return ss[learns.index(seed):][:1] if seed in learns else []
     own = {k:kept for k,ss in scores.items() if (kept:=mine(k[0],ss))}
     lines = headlines(replace(plan,entrants=(names[who],),seeds=(seed,)), own, who, who)
-    return dict(seed=seed, headline={n:{k:None if l[k] is None else float(f"{l[k]:.4g}") for k in ("value","low","high")} for n,l in lines.items()})
+    short = lambda l: {k:None if l[k] is None else float(f"{l[k]:.4g}") for k in ("value","low","high")}|({"unit":"≥"} if l["unit"]=="≥" else {})
+    return dict(seed=seed, headline={n:short(l) for n,l in lines.items()})
 
 # %% ../nbs/62_exam_dynamics.ipynb #ed5e2c40
 PARTS = ("references","zero_shot","tuning","few_shot","history")

@@ -438,7 +438,7 @@ def scales(
     m:Moment,                # history
     dv_TN,                   # its velocity changes
 ):                           # rms velocity change, rms velocity; `(N,)`
-    "Each line's own scale; at least a hundredth of what gravity does."
+    "Each line's own scale, at least a hundredth of what gravity does in a step, and pace, at least a hundredth of the natural speed."
     vel,length = tk.unit_N8[:,0],tk.unit_N8[:,1]
     free_fall = 9.81*tk.dt_N/torch.where((tk.kind_N==SLIDE)|(tk.kind_N==FREE_POS), torch.ones_like(length), length)
     return torch.maximum(_pool(tk,(dv_TN**2).mean(0)).sqrt(),.01*free_fall), torch.maximum(_pool(tk,(m.v_TN**2).mean(0)).sqrt(),.01*vel)
