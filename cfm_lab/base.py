@@ -443,7 +443,7 @@ def carried(
 class Edit:
     "One change of the compiled model, valid for one episode."
     field:str            # the array of MuJoCo's model: "body_pos", "geom_size", "dof_damping" …
-    name:str             # the element's name, or "#7" for the seventh without a name
+    name:str             # the element's name, or "#7" for one without a name at index 7
     value:tuple          # the new row
 
 # %% ../nbs/00_base.ipynb #f1078260
@@ -622,7 +622,7 @@ class Row:
     exam:str; robot:str; method:str; metric:str; value:float
     unit:str = ""
     task:str = ""
-    tier:str = ""             # T1 new robot | T2 new family | validation
+    tier:str = ""             # T1 new robot | validation | check; in the exam of coverage: train | validation | held-out
     weights:str = ""          # which weights the method used
     data_n:int = 0            # target episodes that the method has seen
     horizon:int = 0           # control steps

@@ -252,10 +252,11 @@ def read_result(
 # %% ../nbs/60_cells.ipynb #495dab50
 def columns(
     lines:Sequence[Sequence[str]],     # equally long
+    right:bool=False,                  # all but the first word of a line to the right
 )->str:
     "Lines of words, each word under the other."
     wide = [max(map(len,words)) for words in zip(*lines)]
-    return "\n".join("  ".join(c.ljust(w) for c,w in zip(line,wide)).rstrip() for line in lines)
+    return "\n".join("  ".join(c.rjust(w) if right and i else c.ljust(w) for i,(c,w) in enumerate(zip(line,wide))).rstrip() for line in lines)
 
 def headline_text(
     result:Mapping,            # from `read_result`

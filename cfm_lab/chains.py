@@ -86,7 +86,7 @@ class CartRanges:
     stops:float = .2                     # share whose hinges have a range
     width:tuple = (.3,3.)                # half of it, rad
     weights:float = .25                  # share with a ball at the end of each pole
-    motors:float = .15                   # share of further hinges with a motor
+    motors:float = .15                   # twice the share of further hinges with a motor
     damping:tuple = (1e-5,.02)           # of a passive joint / load, s
     kinds:tuple = ("motor","motor","motor","motor","position","velocity")
     drive:Drive = Drive()

@@ -300,7 +300,10 @@ def exam(args):
     except ModuleNotFoundError as e:
         if e.name!=f"cfm_lab.exam_{args.name}": raise
         raise BadInput(f"no exam {args.name!r}", "exam", mend="There are: coverage, dynamics, and table, which compares results.") from None
-    result = room.exam(only=tuple(filter(None,args.only.split(","))), quick=args.quick)
+    from contextlib import redirect_stdout
+    from cfm_lab.cells import headline_text
+    with redirect_stdout(sys.stderr): result = room.exam(only=tuple(filter(None,args.only.split(","))), quick=args.quick)
+    if args.json!="-": print(headline_text(result))
     put(result, args.json)
 
 def exam_outsider(args):

@@ -311,7 +311,7 @@ def choose(
                 grid[lr,int(steps),float(share)] = float(np.exp(np.mean([np.log(list(v[key]["mae"].values())).mean() for v in values[i*R:(i+1)*R]])))
         best,before = min(grid,key=grid.get),min((g for k,g in grid.items() if k[1]<marks[-1]),default=np.inf)
         paid = grid[best]<=.99*before                       # has the longest run
-        rates = beyond(plan.ladder,best[0],{k[0] for k in grid if k[1]==best[1]}) if paid or marks==tuple(plan.lengths) else []
+        rates = beyond(plan.ladder,best[0],{k[0] for k in grid}) if marks==tuple(plan.lengths) else []
         if rates: continue
         if not paid or 3*marks[-1]>(plan.longest if kind=="scratch" else plan.longest_tuned): break
         rates,marks = [best[0]],(*marks,3*marks[-1])

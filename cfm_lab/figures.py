@@ -94,7 +94,7 @@ def skill_over_horizon(
     data_n:int=0,          # episodes of the robot that were seen; 0: zero-shot
     floor:float=-1.,       # lowest skill shown
 )->go.Figure:
-    "Skill of every method against the best reference at each horizon, with intervals over seeds."
+    "Skill of every method against the best reference at each horizon; bands are the error's 95 % interval over a fixed reference."
     rows = report.where(robot=robot,data_n=data_n,metric="MAE")
     hs = sorted(rows.values("horizon"))
     best = {h:best_reference(report,robot,h,data_n)[1] for h in hs}

@@ -151,7 +151,7 @@ class LeggedRanges:
     grip:tuple = (.47,2.)                # friction of these
     soles:float = .5                     # share of legs below a body with a flat foot
     most:int = 30                        # hinges, at most
-    heads:float = .4                     # share with a head; the same for tails and for the arms of bipeds
+    heads:float = .4                     # share with a head, rings apart; the same for tails; arms of upright bipeds: .3 more
     lying:float = .3                     # share of bipeds whose torso lies, as a bird's
     slides:float = .06                   # share whose root is three slides and a ball instead of a free joint
     kinds:tuple = ("motor","motor","motor","position","position","velocity")

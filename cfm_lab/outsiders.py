@@ -15,7 +15,7 @@ from typing import Any, Callable, Mapping, Sequence
 from .base import BadInput, Dynamics, Report
 from .artifacts import data_root, load_weights, read_json
 from .adapt import Settings, adapt
-from .cells import Cells, make_result, result_path
+from .cells import Cells, columns, make_result, result_path
 from .channels import channels_only, slug
 from .exam_dynamics import (FEW, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
 from .history import hidden, history_errors
@@ -161,9 +161,7 @@ def table_text(
     t:Mapping,               # from `table`
 )->str:
     "The table as text."
-    def grid(head, rows):
-        wide = [max(len(str(r[i])) for r in [head,*rows]) for i in range(len(head))]
-        return "\n".join("  ".join(str(x).ljust(w) if i==0 else str(x).rjust(w) for i,(x,w) in enumerate(zip(r,wide))) for r in [head,*rows])
+    def grid(head, rows): return columns([list(map(str,r)) for r in [head,*rows]], right=True)
     show = lambda h: "–" if h is None else f"{'≥ ' if h['unit']=='≥' else ''}{h['value']:.2f}"+(f" [{h['low']:.2f}, {h['high']:.2f}]" if h["low"] is not None and h["high"] is not None else "")
     who = list(dict.fromkeys(c for r in t["robots"] for c in r["skill"]))
     two = lambda s: " / ".join(f"{s[str(h)] if str(h) in s else s[h]:.2f}" if h in s or str(h) in s else "–" for h in (1,10)) if s else "–"

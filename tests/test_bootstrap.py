@@ -1,4 +1,4 @@
-"From a fresh clone to a command, with a tiny package in place of the 28 pins; real venv and real pip, no network."
+"From a fresh clone to a command, with a tiny package in place of the pins; real venv and real pip, no network."
 import ast, base64, configparser, hashlib, importlib, importlib.metadata, os, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pytest

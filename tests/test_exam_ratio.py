@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from dataclasses import replace
 from cfm_lab.efficiency import efficiency_ratio, meeting, reached
-from cfm_lab.statistics import between, redraws, redrawn
+from cfm_lab.statistics import between
 
 N = np.array([100,200,400,1000,1500,5000,15000])
 law = lambda k, p=.5: [.1*(k*N/100)**-p]*3
@@ -54,8 +54,8 @@ def test_the_interval_holds_the_truth():
     assert np.mean(held)>.75      # eight seeds, fifty episodes: a percentile interval is a little too narrow
 
 def test_draws_of_a_paired_ratio():
-    rng = np.random.default_rng(0)
-    hard = np.exp(rng.normal(size=(3,50)))
-    s,ep = redraws(3,500),redraws(50,500,seed=1)
-    low,high = between(redrawn(.8*hard,s,ep)/redrawn(hard,s,ep))
-    assert low==pytest.approx(.8) and high==pytest.approx(.8)
+    import cfm_lab.exam_dynamics as room
+    theirs = fake(np.random.default_rng(0),1.,3)
+    ours = [dict(s,each={h:[.8*x for x in e] for h,e in s["each"].items()}) for s in theirs]
+    d = room.Draws({("learned","gym-hopper",2):ours,("learned_scratch","gym-hopper",2):theirs},500)
+    assert between(d.ratio("learned","learned_scratch","gym-hopper",2,10)[1])==pytest.approx((.8,.8))
