@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLOSED', 'RAW', 'BLIND', 'GYMNASIUM', 'LOOKING', 'BENCHES', 'by_turns', 'fixed', 'closed_loop', 'bench_policies',
-           'Desk', 'against_raw', 'plans', 'beside', 'against_gymnasium', 'against_loop', 'bench_collect', 'windows',
+           'Desk', 'against_raw', 'plans', 'race', 'against_gymnasium', 'against_loop', 'bench_collect', 'windows',
            'appends', 'bench_store', 'bench_record_loop', 'product_limit', 'own_products', 'train_step',
            'imagined_step', 'bench_dynamics']
 
@@ -143,7 +143,7 @@ def plans(
     return np.concatenate([behaviour(b,task).plan(spec_of(task), rngs, steps).swapaxes(0,1) for b in BLIND])
 
 # %% ../nbs/68_benches.ipynb #84bda6d0
-def beside(
+def race(
     ours:Callable,       # does its work once and returns how much it did
     vector,              # a `Vector`; closed afterwards
     seconds:float,       # of each side
@@ -170,9 +170,9 @@ def against_gymnasium(
         def ours(n=2):
             return sum(r[0] for r in pool.map(_spawned, [desk.store.root]*n, [vars(desk.piece()) for _ in range(n)]))
         ours(4)                                              # both have loaded the scene
-        found = {kind:beside(ours, Vector(task, steps, kind, plans(task, steps, 2)), seconds/10, 1) for kind in ("sync","async")}
+        found = {kind:race(ours, Vector(task, steps, kind, plans(task, steps, 2)), seconds/10, 1) for kind in ("sync","async")}
         best = max(found, key=lambda k: found[k]["bare"])
-        found[best] = beside(ours, Vector(task, steps, best, plans(task, steps, 2)), seconds)
+        found[best] = race(ours, Vector(task, steps, best, plans(task, steps, 2)), seconds)
     row = lambda who,metric,value,unit,n: Row("bench-collect", task, who, f"{metric}, two processes" if unit!="1" else metric, value, unit, task=task, horizon=steps, n=n)
     return [row(k,"rate",f["bare"],"steps/s",f["pairs"]) for k,f in found.items()] + [row("ours","rate",found[best]["ours"],"steps/s",found[best]["pairs"]), row("ours","collect_vs_gymnasium",found[best]["ratio"],"1",found[best]["pairs"])]
 

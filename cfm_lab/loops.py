@@ -26,7 +26,9 @@ def gym_env(
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         env = ALL_V3_ENVIRONMENTS[t.source]()
         env._set_task_called = env.seeded_rand_vec = True
-        env._freeze_rand_vec,env.max_path_length = False,steps+1
+        env._freeze_rand_vec = False
+        if not steps: return env
+        env.max_path_length = steps+1
         return gymnasium.wrappers.TimeLimit(env, steps)
     if t.package=="gymnasium_robotics":
         import gymnasium_robotics
