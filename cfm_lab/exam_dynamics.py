@@ -635,7 +635,7 @@ def shipped(
     i,names = plan.seeds.index(seed),{e.name:e for e in plan.entrants}
     def mine(method, ss):
         if len(ss)==len(plan.seeds): return ss[i:i+1]
-        if method in (*TRIVIAL,GUESS): return ss
+        if method in TRIVIAL or method==GUESS and names[who].beside: return ss
         learns = seeds_that_learn(plan,names[who])
         return ss[learns.index(seed):][:1] if seed in learns else []
     own = {k:kept for k,ss in scores.items() if (kept:=mine(k[0],ss))}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from .base import PAST, BadInput
-from .artifacts import RunFolder, config_to_dict, hardware, load_weights, new_run, project_root, read_json, sha256, write_json
+from .artifacts import RunFolder, config_to_dict, data_root, hardware, load_weights, new_run, project_root, read_json, sha256, write_json
 from .loader import Corpus, batch
 from .store import group_of
 
@@ -142,10 +142,14 @@ def ship(
     figures:dict,           # what it scored: name → value
     runs:Path|None=None,
 )->Path:
-    "Copy the weights of a run into a folder that is committed."
-    run = run_folder(p,seed,runs).path
-    model = load_weights(run)
-    return model.save_pretrained(folder, dict(model.card, rounded_from=sha256(run/"model.safetensors"), exam=figures), "bfloat16")
+    "Copy the weights of a run into a folder that is committed; where the run is gone and they have shipped, give them a new card."
+    run = (Path(runs) if runs else data_root()/"runs")/f"{p.name}-{seed}"
+    here = (run/"config.json").is_file()
+    sha = sha256(run/"model.safetensors") if here else read_json(record_path(p.name,seed))["weights_sha256"]
+    source = run if here else rounded_from(sha)
+    if not source: raise BadInput(f"the weights of {p.name!r}, seed {seed}, are not on this machine", str(run), "and they have not shipped", f"Run `{command(p.name,seed)}`.")
+    model = load_weights(source)
+    return model.save_pretrained(folder, dict(model.card, rounded_from=sha, exam=figures), "bfloat16")
 
 def rounded_from(
     weights_sha256:str,     # of a run's weights, as its record says
