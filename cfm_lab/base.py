@@ -405,7 +405,7 @@ def turned(quat, v):
 
 def home_poses(
     spec:Spec,
-):                       # positions `(B,3)`, orientations `(B,4)`, in the world
+):                       # positions (bodies, 3), orientations (bodies, 4), in the world
     "Where the bodies are at home."
     pos,quat = np.zeros((len(spec.bodies),3)),np.tile([1.,0,0,0],(len(spec.bodies),1))
     for i,b in list(enumerate(spec.bodies))[1:]:

@@ -346,7 +346,7 @@ def validation_recipe(
     episodes:int=12,      # of each robot
     bodies:int=6,         # of each family, numbered from a million on
 )->Recipe:
-    "The validation robots, on which every choice is made."
+    "A small validation set: finger, Pusher, drawn walkers and arms."
     tasks = "dm-finger-spin","gym-pusher"
     families = [Part(f,2,200,bodies=bodies,first=1_000_000,split="validation") for f in ("walker-family","arm-family")]
     return Recipe("cfm/validation-v0", tuple(Part(t,episodes,200,split="validation") for t in tasks)+tuple(families), seed)

@@ -167,7 +167,7 @@ def efficiency_curves(
     say = [f"R {'≥ ' if r.unit=='≥' else '= '}{r.value:.2g}"+(f" [{r.low:.2g}, {r.high:.2g}]" if r.low is not None else "") for r in ratio]
     for r in meet:
         if 0<r.value<=ns[-1]*transitions: fig.add_scatter(x=_short([r.value]), y=_short([100*np.exp(np.interp(np.log(r.value),np.log([n*transitions for n in mine if n]),np.log([mine[n] for n in mine if n])))]), mode="markers", name="the curves meet", marker=dict(symbol="triangle-up",size=13,color="#222222"))
-        say.append(r.weights if r.value<0 else f"the curves meet at {r.value:,.0f}{'' if r.weights=='seen' else ' (extrapolated)'}")
+        say.append("no meeting in sight" if r.value<0 else f"the curves meet at {r.value:,.0f}{'' if r.weights=='seen' else ' (extrapolated)'}")
     return page(fig, "transitions of the robot", "error, % of range", f"{robot}, {horizon} step{'s' if horizon>1 else ''} ahead: {'; '.join(say)}", xaxis=dict(type="log",tickvals=[n*transitions for n in ns],ticktext=[f"{n*transitions:,}" for n in ns]), yaxis=dict(type="log",tickvals=_TICKS,ticktext=[f"{t:g}" for t in _TICKS]))
 
 # %% ../nbs/70_figures.ipynb #560db630
