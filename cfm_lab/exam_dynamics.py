@@ -7,7 +7,7 @@ __all__ = ['LEARNS', 'SO_FAR', 'QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS
            'PARTS', 'Entrant', 'Weights', 'weights_of', 'entrant', 'ExamPlan', 'full_plan', 'quick_plan', 'sources',
            'quick_pretraining', 'of_name', 'rigid_guess', 'pretrained', 'fresh', 'learn_and_score', 'answer', 'cell',
            'timed_answer', 'need_weights', 'solve', 'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'choose',
-           'nearest', 'questions', 'gather', 'ask_references', 'seeds_of', 'seeds_that_learn', 'taught',
+           'nearest', 'questions', 'gather', 'ask_references', 'seeds_of', 'seeds_that_learn', 'taught', 'seeds_behind',
            'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history', 'Draws', 'tier_of', 'rows_of', 'curves',
            'efficiency', 'has_curve', 'efficiency_rows', 'history_rise', 'history_rows', 'distance_rows', 'note_rows',
            'all_rows', 'skill_lines', 'few_shot_line', 'efficiency_line', 'below_scratch', 'history_line', 'headlines',
@@ -353,6 +353,14 @@ def taught(plan:ExamPlan)->tuple:
     "Seeds that learn from episodes, of some entrant; where nobody is examined, all."
     return tuple(s for s in plan.seeds if not plan.entrants or any(s in seeds_that_learn(plan,e) for e in plan.entrants))
 
+def seeds_behind(plan:ExamPlan, method:str,
+    n,                       # episodes, or "history"
+)->tuple:
+    "The seeds of a method's scores, in order; (): it has none (what is fitted on the history alone, the guess)."
+    mine = [e for e in plan.entrants if method in (e.name,e.from_scratch,f"{e.name}_nocard")]
+    if n in (0,"history"): return seeds_of(plan,mine[0]) if mine else ()
+    return tuple(dict.fromkeys(s for e in mine for s in seeds_that_learn(plan,e))) if mine else () if method==GUESS else taught(plan)
+
 def ask_zero_shot(plan:ExamPlan, ask:Callable)->dict:
     "The pre-trained models on robots that they have never seen, without a gradient step; and the guess that one has inside."
     tasks,asked,cells = plan.held_out+plan.validation+plan.check,[],[]
@@ -380,11 +388,11 @@ def ask_few_shot(plan:ExamPlan, ask:Callable,
     choices:Sequence[Choice],
 )->dict:
     "Fine-tuning and scratch on the held-out robots, with the settings that were chosen; along a curve where the plan has one."
-    keys,cells,scratch = [],[],{}
-    for e in plan.entrants: scratch[e.from_scratch] = tuple(dict.fromkeys((*scratch.get(e.from_scratch,()),*seeds_that_learn(plan,e))))
+    keys,cells,once = [],[],set()
     for e in plan.entrants:
         if not seeds_that_learn(plan,e): continue
-        k,c = learning_cells(plan,e,choices,dict(fine_tuned=seeds_that_learn(plan,e),scratch=scratch.pop(e.from_scratch,()))); keys += k; cells += c
+        k,c = learning_cells(plan,e,choices,dict(fine_tuned=seeds_that_learn(plan,e),scratch=() if e.from_scratch in once else seeds_behind(plan,e.from_scratch,1))); keys += k; cells += c
+        once.add(e.from_scratch)
     return gather(keys, [next(iter(v.values())) for v in ask(cells,"few-shot")])
 
 def ask_history(plan:ExamPlan, ask:Callable)->dict:
@@ -428,8 +436,6 @@ def rows_of(
     "Errors, skills and ratios of one robot and number of episodes."
     t,scratch,out = target(task),{e.name:e.from_scratch for e in plan.entrants},[]
     origin = {m:w for e in plan.entrants if e.weights for m,w in ((e.name,e.weights),(e.from_scratch,"none"))}
-    who = {m:e for e in plan.entrants for m in (e.name,e.from_scratch)}
-    def seeds_of_scores(m, ss): return ((seeds_that_learn(plan,who[m]) if m in who else taught(plan)) if n and m!=GUESS else plan.seeds)[:len(ss)]
     here = {m:ss for (m,at,k),ss in d.scores.items() if (at,k)==(task,n)}
     if n and d.has((GUESS,task,0)): here[GUESS] = d.scores[GUESS,task,0]
     def put(method, metric, h, value, unit, draws=None, seeds=(), weights=""):
@@ -437,19 +443,20 @@ def rows_of(
         out.append(Row("dynamics",t.spec.robot,method,metric,float(value),unit,task,tier_of(plan,task),weights,n,h,_finite(low),_finite(high),(plan.episodes or t.episodes)*len(STARTS),tuple(seeds)))
     for m,ss in here.items():
         k = 0 if m==GUESS else n
+        seeds = seeds_behind(plan,m,k)
         for h in HORIZONS:
-            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),seeds_of_scores(m,ss),origin.get(m,""))
+            put(m,"MAE",h,d.mean(m,task,k,h),"of range",d.error(m,task,k,h),seeds,origin.get(m,""))
             for extra in ("mse","object","fallen"):
                 if all(extra in s for s in ss): put(m,"MSE" if extra=="mse" else f"MAE {extra}",h,np.mean([s[extra][str(h)] for s in ss]),"of range")
             if m in TRIVIAL: continue
-            for s,v in zip(seeds_of_scores(m,ss),stacked(ss,h).mean(1) if len(ss)>1 else ()): put(m,"MAE seed",h,v,"of range",seeds=(s,))
+            for s,v in zip(seeds,stacked(ss,h).mean(1) if len(ss)>1 else ()): put(m,"MAE seed",h,v,"of range",seeds=(s,))
             if any(r in TRIVIAL and at==task and j in (0,n) for r,at,j in d.scores):
                 key,best = d.reference(task,n,h)
                 value,draws = 1-d.mean(m,task,k,h)/best,1-d.error(m,task,k,h)/d.error(*key,h)
-                put(m,"skill",h,value,"1",draws,seeds_of_scores(m,ss),f"against {key[0]}{' on the history' if key[2]<n else ''}")
+                put(m,"skill",h,value,"1",draws,seeds,f"against {key[0]}{' on the history' if key[2]<n else ''}")
             if m in scratch and scratch[m] in here:
                 value,draws = d.ratio(m,scratch[m],task,n,h)
-                put(m,"MAE / scratch",h,value,"1",draws,seeds_of_scores(m,ss))
+                put(m,"MAE / scratch",h,value,"1",draws,seeds)
     return out
 
 def _finite(x): return float(x) if x is not None and np.isfinite(x) else None
@@ -510,7 +517,7 @@ def history_rows(plan:ExamPlan, d:Draws)->list:
         if k!="history": continue
         for over,metric in (("own","history rise"),("same","history rise, body alone")):
             value,b = history_rise(d,m,t,over); low,high = between(b)
-            out.append(Row("dynamics",target(t).spec.robot,m,metric,value,"1",t,tier_of(plan,t),horizon=1,low=low,high=high,n=len(d.scores[m,t,k][0]["own"]),seeds=plan.seeds[:len(d.scores[m,t,k])]))
+            out.append(Row("dynamics",target(t).spec.robot,m,metric,value,"1",t,tier_of(plan,t),horizon=1,low=low,high=high,n=len(d.scores[m,t,k][0]["own"]),seeds=seeds_behind(plan,m,k)))
     return out
 
 def distance_rows(plan:ExamPlan)->list:
@@ -601,10 +608,8 @@ def headlines(
         for h in (1,10): lines[f"efficiency_ratio_{h}{tail}"] = efficiency_line(plan,d,names[who],h)
         lines["history_used"+tail] = history_line(plan,d,who)
     def seeds(name):
-        if name.endswith(GUESS): return ()
-        who = best if "_mechanics" in name or name in ("zero_shot_skill","zero_shot_skill_worst") else learned
-        if name.startswith(("few_shot","efficiency","fine_tuned")): return seeds_that_learn(plan,names[who]) if who in names else ()
-        return plan.seeds[:max((len(ss) for (m,_,n),ss in scores.items() if m==who and n in (0,"history")),default=0)]
+        who = GUESS if name.endswith(GUESS) else best if "_mechanics" in name or name in ("zero_shot_skill","zero_shot_skill_worst") else learned
+        return seeds_behind(plan,who,FEW if name.startswith(("few_shot","efficiency","fine_tuned")) else 0)
     out = {}
     for name,line in lines.items():
         if line is None: continue
@@ -632,13 +637,9 @@ def shipped(
     "The seed that ships, and what it scores alone."
     seed = median_seed(plan,scores,who)
     if seed is None: return {}
-    i,names = plan.seeds.index(seed),{e.name:e for e in plan.entrants}
-    def mine(method, ss):
-        if len(ss)==len(plan.seeds): return ss[i:i+1]
-        if method in TRIVIAL or method==GUESS and names[who].beside: return ss
-        learns = seeds_that_learn(plan,names[who])
-        return ss[learns.index(seed):][:1] if seed in learns else []
-    own = {k:kept for k,ss in scores.items() if (kept:=mine(k[0],ss))}
+    names = {e.name:e for e in plan.entrants}
+    def mine(method, n, ss): return [x for s,x in zip(seeds,ss) if s==seed] if (seeds:=seeds_behind(plan,method,n)) else ss
+    own = {(m,t,n):kept for (m,t,n),ss in scores.items() if (m!=GUESS or names[who].beside) and (kept:=mine(m,n,ss))}
     lines = headlines(replace(plan,entrants=(names[who],),seeds=(seed,)), own, who, who)
     short = lambda l: {k:None if l[k] is None else float(f"{l[k]:.4g}") for k in ("value","low","high")}|({"unit":"≥"} if l["unit"]=="≥" else {})
     return dict(seed=seed, headline={n:short(l) for n,l in lines.items()})
