@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DOFS', 'PAST', 'BadInput', 'check_slug', 'Geom', 'Body', 'Joint', 'Command', 'Site', 'Tendon', 'Equality', 'Pair',
            'ActionMap', 'quat_mul', 'quat_conj', 'quat_exp', 'quat_log', 'Channel', 'Spec', 'spec_to_dict',
-           'spec_from_dict', 'turned', 'home_poses', 'carried', 'Edit', 'Episode', 'check_episode', 'Window', 'window',
-           'Tokens', 'Prediction', 'Row', 'Report', 'Dynamics', 'Policy', 'Trainable', 'imagine']
+           'spec_from_dict', 'turned', 'poses', 'home_poses', 'carried', 'Edit', 'Episode', 'check_episode', 'Window',
+           'window', 'Tokens', 'Prediction', 'Row', 'Report', 'Dynamics', 'Policy', 'Trainable', 'imagine']
 
 # %% ../nbs/00_base.ipynb #c1e25690
 import re
@@ -185,12 +185,14 @@ class ActionMap:
     high_A:np.ndarray
     matrix_UA:np.ndarray
     offset_U:np.ndarray
-    relative_U:np.ndarray         # 1: add to the last command
+    relative_U:np.ndarray         # 1: add to the last command, or to what `anchors` names
     low_U:np.ndarray              # limits after the map
     high_U:np.ndarray
+    anchors:tuple = ()            # per command, what a package looks at before it adds: a joint's name, or BODY/0…6, a number of its pose; "" or (): the last command
+    late:float = 0.               # s; its look at bodies is so much older than the state
     def __call__(self,
         action_A,                 # native action, leading dimensions allowed
-        last_U,                   # command of the step before
+        last_U,                   # command of the step before; with `anchors`, see `Spec.command`
     ):                            # command, `(…, U)`
         "The command that this action gives."
         a = np.clip(action_A, self.low_A, self.high_A)
@@ -377,7 +379,9 @@ def spec_to_dict(
     spec:Spec,
 )->dict:           # JSON-ready
     "A `Spec` as plain data."
-    return _plain(spec)
+    out = _plain(spec)
+    if not spec.action.anchors: del out["action"]["anchors"],out["action"]["late"]      # as data sets from before there were any have it
+    return out
 
 _PARTS = dict(joints=Joint, commands=Command, sites=Site, tendons=Tendon, equalities=Equality, pairs=Pair)
 
@@ -388,7 +392,7 @@ def spec_from_dict(
     rec = lambda cls,d: cls(**{k:_tuples(v) for k,v in d.items()})
     arr = lambda x,dtype=float: np.array(_array(x), dtype)
     _array = lambda x: [_array(v) for v in x] if isinstance(x,list) else float(x)
-    act = {k:tuple(v) if k=="names" else arr(v) for k,v in d["action"].items()}
+    act = {k:tuple(v) if k in ("names","anchors") else v if k=="late" else arr(v) for k,v in d["action"].items()}
     act["matrix_UA"] = act["matrix_UA"].reshape(len(d["commands"]), len(act["names"]))
     n = sum(DOFS[j["kind"]] for j in d["joints"])
     bodies = tuple(Body(**{k:tuple(rec(Geom,g) for g in v) if k=="geoms" else _tuples(v) for k,v in b.items()}) for b in d["bodies"])
@@ -403,23 +407,33 @@ def turned(quat, v):
     t = 2*np.cross(u,v)
     return v+w*t+np.cross(u,t)
 
+def poses(
+    spec:Spec,
+    state_C,            # leading dimensions allowed
+):                      # positions (…, bodies, 3), orientations (…, bodies, 4), in the world
+    "Where the bodies are."
+    s = np.asarray(state_C,float)
+    pos,quat = np.zeros(s.shape[:-1]+(len(spec.bodies),3)),np.zeros(s.shape[:-1]+(len(spec.bodies),4)); quat[...,0] = 1.
+    for i,b in list(enumerate(spec.bodies))[1:]:
+        p,o = pos[...,b.parent,:],quat[...,b.parent,:]
+        p,o = p+turned(o,np.array(b.pos)),quat_mul(o,np.array(b.quat))
+        for j,(q,_) in zip(spec.joints,spec.layout):
+            if j.body!=i: continue
+            x,arm = s[...,q],np.array(j.pos)
+            if j.kind=="free": p,o = x[...,:3],x[...,3:]
+            elif j.kind=="slide": p = p+turned(o,np.array(j.axis))*(x-j.ref)
+            else:
+                anchor = p+turned(o,arm)
+                o = quat_mul(o, x if j.kind=="ball" else quat_exp(np.array(j.axis)*(x-j.ref)))
+                p = anchor-turned(o,arm)
+        pos[...,i,:],quat[...,i,:] = p,o
+    return pos,quat
+
 def home_poses(
     spec:Spec,
 ):                       # positions (bodies, 3), orientations (bodies, 4), in the world
     "Where the bodies are at home."
-    pos,quat = np.zeros((len(spec.bodies),3)),np.tile([1.,0,0,0],(len(spec.bodies),1))
-    for i,b in list(enumerate(spec.bodies))[1:]:
-        pos[i],quat[i] = pos[b.parent]+turned(quat[b.parent],np.array(b.pos)),quat_mul(quat[b.parent],np.array(b.quat))
-        for j,(q,_) in zip(spec.joints,spec.layout):
-            if j.body!=i: continue
-            x,arm = spec.home_C[q],np.array(j.pos)
-            if j.kind=="free": pos[i],quat[i] = x[:3],x[3:]
-            elif j.kind=="slide": pos[i] = pos[i]+turned(quat[i],np.array(j.axis))*(x[0]-j.ref)
-            else:
-                anchor = pos[i]+turned(quat[i],arm)
-                quat[i] = quat_mul(quat[i], x if j.kind=="ball" else quat_exp(np.array(j.axis)*(x[0]-j.ref)))
-                pos[i] = anchor-turned(quat[i],arm)
-    return pos,quat
+    return poses(spec,spec.home_C)
 
 def carried(
     spec:Spec,
@@ -437,6 +451,34 @@ def carried(
             else: out[k] = (inertia[on]*turned(quat_conj(axes[on]),np.broadcast_to(axis,(sum(on),3)))**2).sum() + (mass[on]*(np.cross(axis,com[on]-spec.anchor_J3[k])**2).sum(-1)).sum()
         out[v] += j.armature
     return out
+
+# %% ../nbs/00_base.ipynb #d1b2e3f4
+@patch
+def anchored(self:Spec,
+    last_U,              # command of the step before; leading dimensions allowed
+    state_C,             # where the robot is
+):                       # `(…, U)`
+    "What relative commands are added to: the last command, or what the package looks at. Without a card nobody knows where a body is; there the last command stays."
+    a = self.action
+    if not a.anchors: return np.asarray(last_U,float)
+    s,joint,body = np.asarray(state_C,float),{j.name:q.start for j,(q,_) in zip(self.joints,self.layout)},{b.name:i for i,b in enumerate(self.bodies)}
+    out,seen = np.array(np.broadcast_to(last_U,s.shape[:-1]+(self.U,)),float),None
+    for u,what in enumerate(a.anchors):
+        if what in joint: out[...,u] = s[...,joint[what]]; continue
+        name,_,k = what.rpartition("/")
+        if name not in body or "card" in self.lacks: continue
+        if seen is None: seen = np.concatenate(poses(self,self.drift(s,-a.late)),-1)
+        out[...,u] = seen[...,body[name],int(k)]
+    return out
+
+@patch
+def command(self:Spec,
+    action_A,            # native action, leading dimensions allowed
+    last_U,              # command of the step before
+    state_C,             # where the robot is; read only if the map has `anchors`
+):                       # `(…, U)`
+    "The command that an action gives here."
+    return self.action(action_A,self.anchored(last_U,state_C))
 
 # %% ../nbs/00_base.ipynb #fb077b80
 @dataclass(frozen=True)
@@ -664,7 +706,7 @@ class Dynamics(Protocol):
     )->Any: ...              # an opaque carry
     def step(self,
         carry,
-        action_KA,           # what is done now
+        action_KA,           # what is done now; `spec.command` says what that asks of the simulator
     )->tuple: ...            # (carry, Prediction)
 
 @runtime_checkable

@@ -253,13 +253,13 @@ def step(self:DynamicsTransformer,
     action_KA,
 ):                           # carry, Prediction
     "The next state of each candidate."
-    u,s = c.spec.action(np.asarray(action_KA,float),c.command_KU),static(c.spec)
+    at,s = c.tk.lines(c.spec),static(c.spec)                              # K, J
+    own = lambda x: x[0][at].double().cpu().numpy()
+    def state(now): return join_state(c.spec,own(now.q_TN),own(now.v_TN),now.quat_TR4[0].double().cpu().numpy().reshape(len(at),-1,4))
+    u = c.spec.command(np.asarray(action_KA,float),c.command_KU,state(c.now) if c.spec.action.anchors else None)
     d = drive(c.spec,u); d[...,0] += s["servo_J2"][:,0]*s["home_J"]
-    at = c.tk.lines(c.spec)                                               # K, J
     drive_TN4 = torch.zeros_like(c.drive_TN4); drive_TN4[0,at] = torch.as_tensor(d,dtype=torch.float32,device=drive_TN4.device)
     command_TBU = torch.as_tensor(u,dtype=torch.float32,device=drive_TN4.device)[None]
     c,_,width = self.forward_step(c,drive_TN4,command_TBU)
-    own = lambda x: x[0][at].double().cpu().numpy()
-    turns = c.now.quat_TR4[0].double().cpu().numpy().reshape(len(at),-1,4)
     spread = own((width.exp()*c.ctx.scale_N[:,None])); spread[...,1] *= c.spec.dt
-    return replace(c,command_KU=u), Prediction(join_state(c.spec,own(c.now.q_TN),own(c.now.v_TN),turns),np.concatenate([spread[...,1],spread[...,0]],-1))
+    return replace(c,command_KU=u), Prediction(state(c.now),np.concatenate([spread[...,1],spread[...,0]],-1))

@@ -264,7 +264,7 @@ class RigidGuess:
     def step(self, carry, action_KA):
         "One control step."
         spec,me,q,v,quat,act,last = carry
-        u = spec.action(np.asarray(action_KA,float),last)
+        u = spec.command(np.asarray(action_KA,float),last,join_state(spec,*(x.double().numpy() for x in (q,v,quat))))
         q,v,quat,act = control_step(me,q,v,quat,act,torch.as_tensor(u,dtype=self.dtype),self.dial)
         return (spec,me,q,v,quat,act if me.lagged else None,u),Prediction(join_state(spec,*(x.double().numpy() for x in (q,v,quat))))
 

@@ -18,7 +18,7 @@ import mujoco
 from mujoco import mjtGeom, mjtJoint, mjtObj, mjtState, mjtTrn
 from .base import ActionMap
 from .edits import physical_fields, rows
-from .embodiments import acts_on, control_map, element_names, random_pose, scaled_map
+from .embodiments import acts_on, control_map, element_names, random_pose, scaled_map, welded_bodies
 from .scenes import Origin, Task
 from .vehicles import VEHICLES
 
@@ -219,6 +219,7 @@ def from_metaworld(
 def fetch_action(
     model:mujoco.MjModel,
     grip:bool,            # may the fingers move?
+    late:float=0.,        # s; how old the gripper's pose is when it is looked at
 )->ActionMap:
     "Up to 5 cm along x, y, z; the orientation that the package adds is (1, 0, 1, 0)."
     names,U = ("x","y","z","grip")[:3+grip],model.nu+7
@@ -226,7 +227,9 @@ def fetch_action(
     matrix[model.nu:model.nu+3,:3] = .05*np.eye(3)
     if grip: matrix[:model.nu,3] = 1
     one,free,(low,high) = np.ones(len(names)),np.full(7, np.inf),model.actuator_ctrlrange.T
-    return ActionMap(names, -one, one, matrix, np.r_[np.zeros(model.nu+3),1,0,1,0], np.ones(U), np.r_[low,-free], np.r_[high,free])
+    fingers,led = (model.joint(int(j)).name for j in model.actuator_trnid[:,0]),[model.body(on[-1]).name for on in welded_bodies(model) if on]
+    anchors = (*fingers,*(f"{b}/{k}" for b in led for k in range(7)))
+    return ActionMap(names, -one, one, matrix, np.r_[np.zeros(model.nu+3),1,0,1,0], np.ones(U), np.r_[low,-free], np.r_[high,free], anchors, late)
 
 # %% ../nbs/12c_packages.ipynb #f4bb3c30
 def kitchen_action(
@@ -234,7 +237,8 @@ def kitchen_action(
 )->ActionMap:
     "Speeds of up to 2 rad/s, as targets of the position servos."
     names = element_names(env.model, mjtObj.mjOBJ_ACTUATOR, 9)
-    return ActionMap(tuple(names), -np.ones(9), np.ones(9), 2*env.robot_env.dt*np.eye(9), np.zeros(9), np.ones(9), *env.robot_env.robot_pos_bound[:9].T.copy())
+    joints = tuple(env.model.joint(int(j)).name for j in env.model.actuator_trnid[:9,0])
+    return ActionMap(tuple(names), -np.ones(9), np.ones(9), 2*env.robot_env.dt*np.eye(9), np.zeros(9), np.ones(9), *env.robot_env.robot_pos_bound[:9].T.copy(), joints)
 
 # %% ../nbs/12c_packages.ipynb #7861cc50
 def fetch_start(
@@ -269,10 +273,10 @@ def from_gymnasium_robotics(
     if kind in ("Point","Ant"): return plain(control_map(model), clipped=((2,-5.,5.),(3,-5.,5.)) if kind=="Point" else ())
     if kind=="Fetch":
         fingers = [model.joint(f"robot0:{side}_gripper_finger_joint").qposadr[0] for side in "lr"]
-        return plain(fetch_action(model, not env.block_gripper), fetch_start(env, start) if task.source.startswith("FetchReach") else start, home_qpos=start(0).qpos.copy(),
-                     frame="robot0:gripper_link", reanchors=True, pinned=tuple((int(q),0.) for q in fingers) if env.block_gripper else ())
+        return plain(fetch_action(model, not env.block_gripper, 0. if env.block_gripper else model.opt.timestep), fetch_start(env, start) if task.source.startswith("FetchReach") else start, home_qpos=start(0).qpos.copy(),
+                     frame="robot0:gripper_link", pinned=tuple((int(q),0.) for q in fingers) if env.block_gripper else ())
     home = env.initial_qpos.copy() if kind=="Hand" else start(0).qpos.copy()
-    if kind=="Franka": return plain(kitchen_action(env), spread_starts(model, home), home_qpos=home, reanchors=True)
+    if kind=="Franka": return plain(kitchen_action(env), spread_starts(model, home), home_qpos=home)
     return plain(scaled_map(model), spread_starts(model, home) if task.source.startswith("HandReach") else start, home_qpos=home)
 
 # %% ../nbs/12c_packages.ipynb #b6a2ef30

@@ -186,7 +186,7 @@ def start(self:RidgeARX, spec:Spec, history:Window, K:int):
 @patch
 def step(self:RidgeARX, carry, action_KA):
     spec,law,bounds,now_KC,before_KF,last_KU = carry
-    u,now_KF = spec.action(action_KA,last_KU),state_features(spec,now_KC)
+    u,now_KF = spec.command(action_KA,last_KU,now_KC),state_features(spec,now_KC)
     then = spec.add(spec.drift(now_KC,spec.dt), law(np.concatenate([now_KF,before_KF,u],-1)))
     then = bounds.keep(spec,then)
     return (spec,law,bounds,then,now_KF,u), Prediction(then)
@@ -306,7 +306,7 @@ def start(self:MLPEnsemble, spec:Spec, history:Window, K:int):
 @torch.no_grad()
 def step(self:MLPEnsemble, carry, action_KA):
     spec,bounds,state_MKC,last_KU = carry
-    u = spec.action(action_KA,last_KU)
+    u = spec.command(action_KA,last_KU,state_MKC)
     x = np.concatenate([state_features(spec,state_MKC), np.broadcast_to(u,state_MKC.shape[:2]+u.shape[-1:])],-1)
     y = self((torch.as_tensor(x,dtype=torch.float32)-self.x_mean)/self.x_std)*self.y_std+self.y_mean
     state_MKC = bounds.keep(spec, spec.add(spec.drift(state_MKC,spec.dt), y.double().numpy()))

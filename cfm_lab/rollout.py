@@ -69,7 +69,7 @@ class Anchor:
     ):
         m = self.model = scene.model
         self.models = None      # a model for each state, if they differ
-        self.data,self.late = mujoco.MjData(m),0. if scene.origin.pinned else m.opt.timestep
+        self.data,self.late = mujoco.MjData(m),scene.spec.action.late
         self.welds = [(m.nu+7*b, on[-1]) for b,on in enumerate(welded_bodies(m)) if on]
         self.servos = [(u, m.jnt_qposadr[m.actuator_trnid[u,0]]) for u in range(m.nu) if scene.spec.action.relative_U[u]]
 
@@ -77,7 +77,7 @@ def anchor_of(
     scene,
 )->Anchor|None:         # None: commands don't depend on the state
     "The scene's anchor."
-    return Anchor(scene) if scene.origin.reanchors else None
+    return Anchor(scene) if scene.spec.action.anchors else None
 
 # %% ../nbs/14_rollout.ipynb #76e3e6c0
 @patch
@@ -491,7 +491,7 @@ def _in_turns(scene, takes, T, threads):
 def _planned(scene, takes, T, threads):
     "Takes that need not look; where the package does, they go in step."
     stepper = stepper_of(scene, threads)
-    if not scene.origin.reanchors: return record_planned(scene, stepper, takes, T)
+    if not scene.spec.action.anchors: return record_planned(scene, stepper, takes, T)
     plan_KTA = plan_of(scene, takes, T)
     for edits,ks in by_model(takes):
         scene.apply(edits)

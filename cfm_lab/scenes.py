@@ -41,7 +41,6 @@ class Origin:
     frame:str|None = None         # see `embody`
     reward:Callable|None = None   # (states, actions, next states, model) → rewards
     goal:bool = False             # does the reward depend on what a reset changes in the model?
-    reanchors:bool = False        # are relative commands relative to where the robot is, not to the command before?
     pinned:tuple = ()             # (address in qpos, value) that the package sets after every control step
     clipped:tuple = ()            # (column of qpos and qvel, low, high): it clips the state before every control step
     env:Any = None                # its environment, where an expert needs it

@@ -250,7 +250,9 @@ class TestTask:
         state = lambda d: np.r_[d.qpos, d.qvel]
         rows, actions, rewards = [state(data)], [], []
         for t, action in enumerate(rng.uniform(scene.spec.action.low_A, scene.spec.action.high_A, (50, scene.spec.A))):
-            if anchor: u = anchor(np.r_[float(t), state(data)][None], u[None])[0]
+            if anchor:
+                u, last = anchor(np.r_[float(t), state(data)][None], u[None])[0], u
+                if t: np.testing.assert_allclose(scene.spec.anchored(last, state(data)), u, rtol=0, atol=1e-9, err_msg="what the card says of the anchor")
             u = scene.command(action, u)
             set_command(model, data, u)
             for c, low, high in scene.origin.clipped: data.qvel[c - model.nq] = np.clip(data.qvel[c - model.nq], low, high)
