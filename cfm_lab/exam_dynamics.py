@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['HERE', 'LEARNS', 'GENTLY', 'SO_FAR', 'QUICK', 'LEARNING', 'SCORING', 'TRIVIAL', 'GUESS', 'SOUGHT', 'TARGETS', 'FEW',
-           'BELOW', 'LAND', 'PARTS', 'Entrant', 'Weights', 'weights_of', 'entrant', 'ExamPlan', 'full_plan',
-           'quick_plan', 'sources', 'quick_pretraining', 'of_name', 'rigid_guess', 'pretrained', 'fresh',
-           'learn_and_score', 'answer', 'cell', 'timed_answer', 'need_weights', 'solve', 'Choice', 'tuned_sizes',
-           'tuning_cells', 'beyond', 'grid_of', 'choose', 'nearest', 'questions', 'gather', 'ask_references',
-           'seeds_of', 'seeds_that_learn', 'taught', 'seeds_behind', 'ask_zero_shot', 'learning_cells', 'ask_few_shot',
-           'ask_history', 'Draws', 'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows',
-           'history_rise', 'history_rows', 'distance_rows', 'note_rows', 'all_rows', 'skill_lines', 'few_shot_line',
-           'efficiency_line', 'below_scratch', 'history_line', 'headlines', 'median_seed', 'shipped', 'outline',
-           'say_cost', 'conduct', 'told', 'exam', 'committed_choices']
+           'BELOW', 'LAND', 'PARTS', 'Entrant', 'Weights', 'weights_of', 'entrant', 'ExamPlan', 'seeds_of',
+           'seeds_that_learn', 'full_plan', 'quick_plan', 'sources', 'quick_pretraining', 'of_name', 'rigid_guess',
+           'pretrained', 'fresh', 'learn_and_score', 'answer', 'cell', 'timed_answer', 'need_weights', 'solve',
+           'Choice', 'tuned_sizes', 'tuning_cells', 'beyond', 'grid_of', 'choose', 'nearest', 'questions', 'gather',
+           'ask_references', 'taught', 'seeds_behind', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history',
+           'Draws', 'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise',
+           'history_rows', 'distance_rows', 'note_rows', 'all_rows', 'skill_lines', 'few_shot_line', 'efficiency_line',
+           'below_scratch', 'history_line', 'headlines', 'median_seed', 'shipped', 'outline', 'say_cost', 'conduct',
+           'told', 'exam', 'committed_choices']
 
 # %% ../nbs/62_exam_dynamics.ipynb #2047f7b0
 import hashlib, time
@@ -119,6 +119,9 @@ class ExamPlan:
     pairs:int = 24                               # of bodies in the test of history
     resamples:int = 1000                         # of the bootstrap
     episodes:int|None = None                     # test episodes that are asked; None: all fifty
+
+def seeds_of(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds[:1] if e.folder else e.seeds or plan.seeds
+def seeds_that_learn(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds if e.learns is None else e.learns
 
 HERE = dict(learned=(0,), mechanics=(2,))        # pre-trainings that are asked so far
 LEARNS = HERE                                    # those of them that learn from episodes
@@ -368,8 +371,6 @@ def ask_references(plan:ExamPlan, ask:Callable)->dict:
     found = [((name,t,n),v[name]) for (t,n,_),v in zip(asked,values) for name in TRIVIAL if name in v]
     return gather([k for k,_ in found], [score for _,score in found])
 
-def seeds_of(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds[:1] if e.folder else e.seeds or plan.seeds
-def seeds_that_learn(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds if e.learns is None else e.learns
 def taught(plan:ExamPlan)->tuple:
     "Seeds that learn from episodes, of some entrant; where nobody is examined, all."
     return tuple(s for s in plan.seeds if not plan.entrants or any(s in seeds_that_learn(plan,e) for e in plan.entrants))
