@@ -346,12 +346,14 @@ def pretrain(args):
     else: print(run)
 
 def ship(args):
-    "`cfm ship learned dynamics-small`: the seed that the exam has found in the middle"
+    "`cfm ship learned dynamics-small`: the seed that the exam has found in the middle, or `--seed`"
     from cfm_lab.cells import read_result
     from cfm_lab.pretraining import get_pretraining, ship
     told = read_result("dynamics").get("shipped",{}).get(args.name)        # results of older code name no seed
     if not told: raise BadInput(f"the exam has not chosen a seed of {args.name!r}", "ship", mend="Run `cfm exam dynamics`.")
-    print(ship(get_pretraining(args.name), told["seed"], house()/"data"/"pretrained"/check_slug(args.folder,"folder"), told["headline"]))
+    seed = told["seed"] if args.seed is None else args.seed
+    if str(seed) not in told["headline"]: raise BadInput(f"the exam has not asked seed {seed} of {args.name!r}", "ship", f"it knows {', '.join(told['headline'])}", "Name one of these.")
+    print(ship(get_pretraining(args.name), seed, house()/"data"/"pretrained"/check_slug(args.folder,"folder"), told["headline"][str(seed)]))
 
 def app(args):
     "`cfm app`"
@@ -415,6 +417,7 @@ def parser():
     p = word(ship, "put weights where they are committed: bfloat16, with their card")
     p.add_argument("name", help="learned | mechanics")
     p.add_argument("folder", help="below data/pretrained, e.g. dynamics-small")
+    p.add_argument("--seed", type=int, help="default: the one that the exam has found in the middle")
     p = word(app, "the panels, in a browser on this machine")
     p.add_argument("--port", default="5006")
     return top

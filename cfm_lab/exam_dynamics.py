@@ -11,8 +11,8 @@ __all__ = ['HERE', 'LEARNS', 'GENTLY', 'SO_FAR', 'QUICK', 'LEARNING', 'SCORING',
            'ask_references', 'taught', 'seeds_behind', 'ask_zero_shot', 'learning_cells', 'ask_few_shot', 'ask_history',
            'Draws', 'tier_of', 'rows_of', 'curves', 'efficiency', 'has_curve', 'efficiency_rows', 'history_rise',
            'history_rows', 'distance_rows', 'note_rows', 'all_rows', 'skill_lines', 'few_shot_line', 'efficiency_line',
-           'below_scratch', 'history_line', 'headlines', 'median_seed', 'shipped', 'outline', 'say_cost', 'conduct',
-           'told', 'exam', 'committed_choices']
+           'below_scratch', 'history_line', 'headlines', 'median_seed', 'seed_headlines', 'shipped', 'to_choose',
+           'conduct', 'outline', 'say_cost', 'told', 'exam', 'committed_choices']
 
 # %% ../nbs/62_exam_dynamics.ipynb #2047f7b0
 import hashlib, time
@@ -123,8 +123,8 @@ class ExamPlan:
 def seeds_of(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds[:1] if e.folder else e.seeds or plan.seeds
 def seeds_that_learn(plan:ExamPlan, e:Entrant)->tuple: return plan.seeds if e.learns is None else e.learns
 
-HERE = dict(learned=(0,), mechanics=(2,))        # pre-trainings that are asked so far
-LEARNS = HERE                                    # those of them that learn from episodes
+HERE = dict(learned=(0,1,2), mechanics=(2,))     # pre-trainings that are asked so far
+LEARNS = dict(learned=(0,), mechanics=(2,))      # those of them that learn from episodes
 GENTLY = dict(rival=False, rates=(1e-4,3e-4), lengths=(30,100))      # with mechanics inside, there is little left to learn
 SO_FAR = dict(sizes=(1,2,4,10,15), tuned=(2,10), longest=900)        # and how far: curves end at 1,500 transitions, scratch at 900 steps
 
@@ -656,46 +656,31 @@ def median_seed(
     return seeds_of(plan,of_name(plan,who))[int(np.argsort(error)[(len(error)-1)//2])]
 
 # %% ../nbs/62_exam_dynamics.ipynb #85141f40
-def shipped(
-    plan:ExamPlan, scores:Mapping, who:str,
-)->dict:                    # seed; headline: name → value, low, high
-    "The seed that ships, and what it scores alone."
-    seed = median_seed(plan,scores,who)
-    if seed is None: return {}
+def seed_headlines(
+    plan:ExamPlan, scores:Mapping, who:str, seed:int,
+)->dict:                    # name → value, low, high
+    "The headline figures of one seed."
     names = {e.name:e for e in plan.entrants}
     def mine(method, n, ss): return [x for s,x in zip(seeds,ss) if s==seed] if (seeds:=seeds_behind(plan,method,n)) else ss
     own = {(m,t,n):kept for (m,t,n),ss in scores.items() if (m!=GUESS or names[who].beside) and (kept:=mine(m,n,ss))}
     lines = headlines(replace(plan,entrants=(replace(names[who],seeds=(seed,)),),seeds=(seed,)), own, who, who)
     short = lambda l: {k:None if l[k] is None else float(f"{l[k]:.4g}") for k in ("value","low","high")}|({"unit":"≥"} if l["unit"]=="≥" else {})
-    return dict(seed=seed, headline={n:short(l) for n,l in lines.items()})
+    return {n:short(l) for n,l in lines.items()}
+
+def shipped(
+    plan:ExamPlan, scores:Mapping, who:str,
+)->dict:                    # seed; headline: seed → name → value, low, high
+    "The seed that ships, and what each scores alone."
+    seed = median_seed(plan,scores,who)
+    return {} if seed is None else dict(seed=seed, headline={str(s):seed_headlines(plan,scores,who,s) for s in seeds_of(plan,of_name(plan,who))})
 
 # %% ../nbs/62_exam_dynamics.ipynb #ed5e2c40
 PARTS = ("references","zero_shot","tuning","few_shot","history")
 
-def outline(
-    plan:ExamPlan, parts:Sequence[str],
-)->list:                        # of `Cell`
-    "The cells of the parts, as far as they are known beforehand."
-    out = []
-    def note(wanted, name): out.extend(wanted); return [{} for _ in wanted]
-    if "references" in parts: ask_references(plan,note)
-    if "zero_shot" in parts: ask_zero_shot(plan,note)
-    if "history" in parts: ask_history(plan,note)
-    learning = [e for e in plan.entrants if seeds_that_learn(plan,e)]
-    both = [(e,k,n) for e in learning for k in e.kinds for n in tuned_sizes(plan,e)]
-    if {"tuning","few_shot"}&set(parts): out += [c for e,k,n in both for c in tuning_cells(plan,k,e.name,n,*grid_of(plan,e.name))]
-    if "few_shot" in parts:
-        guessed = [Choice(k,n,Settings(plan.rates[0],min(plan.longest,300 if k=="fine_tuned" or n<5 else 900)),(),e.name) for e,k,n in both]
-        for e in learning: out += learning_cells(plan,e,guessed,dict.fromkeys(("fine_tuned","scratch"),seeds_that_learn(plan,e)))[1]
-    return out
+def to_choose(plan:ExamPlan)->list:
+    "(entrant, kind, n) for which settings are to be chosen."
+    return [(e,k,n) for e in plan.entrants if seeds_that_learn(plan,e) for n in tuned_sizes(plan,e) for k in e.kinds]
 
-def say_cost(cells:Cells, wanted:Sequence[Cell])->str:
-    "One sentence about the whole exam."
-    missing = cells.missing(wanted)
-    if not missing: return f"{cells.exam}: all cells that are known beforehand are there"
-    return f"{cells.exam}: about {len(missing)} of {len({c.key for c in wanted})} cells are missing, {cells.cost(wanted)/7200:.1f} hours on two cores; it may be stopped at any time, and goes on"
-
-# %% ../nbs/62_exam_dynamics.ipynb #61821a60
 def conduct(
     plan:ExamPlan, parts:Sequence[str], ask:Callable,
     choices:Sequence[Choice]=(),     # where settings are given, none are sought
@@ -705,10 +690,34 @@ def conduct(
     if "references" in parts: scores |= ask_references(plan,ask)
     if "zero_shot" in parts: scores |= ask_zero_shot(plan,ask)
     if "history" in parts: scores |= ask_history(plan,ask)
-    if not choices and {"tuning","few_shot"}&set(parts): choices = [choose(plan,ask,k,n,e.name) for e in plan.entrants if seeds_that_learn(plan,e) for n in tuned_sizes(plan,e) for k in e.kinds]
+    if not choices and {"tuning","few_shot"}&set(parts): choices = [choose(plan,ask,k,n,e.name) for e,k,n in to_choose(plan)]
     if "few_shot" in parts: scores |= ask_few_shot(plan,ask,choices)
     return scores,choices
 
+def outline(
+    plan:ExamPlan, parts:Sequence[str],
+    cells:Cells,                # those that are kept say which settings will be chosen
+)->list:                        # of `Cell`
+    "The cells of the parts, as far as they are known beforehand."
+    out = []
+    def note(wanted, name): out.extend(wanted); return [{} for _ in wanted]
+    def kept(wanted, name):
+        out.extend(wanted)
+        if cells.missing(wanted): raise LookupError
+        return [cells.get(c) for c in wanted]
+    def likely(e, k, n):
+        try: return choose(plan,kept,k,n,e.name)
+        except LookupError: return Choice(k,n,Settings(plan.rates[0],min(plan.longest,300 if k=="fine_tuned" or n<5 else 900)),(),e.name)
+    conduct(plan,parts,note,[likely(*x) for x in to_choose(plan)] if {"tuning","few_shot"}&set(parts) else ())
+    return out
+
+def say_cost(cells:Cells, wanted:Sequence[Cell])->str:
+    "One sentence about the whole exam."
+    missing = cells.missing(wanted)
+    if not missing: return f"{cells.exam}: all cells that are known beforehand are there"
+    return f"{cells.exam}: about {len(missing)} of {len({c.key for c in wanted})} cells are missing, {cells.cost(wanted)/7200:.1f} hours on two cores; it may be stopped at any time, and goes on"
+
+# %% ../nbs/62_exam_dynamics.ipynb #61821a60
 def told(plan:ExamPlan, choices:Sequence[Choice])->dict:
     "What a result says besides its rows."
     note = [] if rigid_guess() or not any(e.beside for e in plan.entrants) else [f"{GUESS}: there is no room `guess`"]
@@ -733,7 +742,7 @@ def exam(
         for e in plan.entrants:
             for s in plan.seeds: pretrain(quick_pretraining(e),s)
     cells,used = Cells("dynamics",quick=quick),[]
-    print(say_cost(cells,outline(plan,parts)),flush=True)
+    print(say_cost(cells,outline(plan,parts,cells)),flush=True)
     def ask(wanted, name): used.extend(wanted); return solve(plan,cells,wanted,name,workers)
     scores,choices = conduct(plan,parts,ask)
     return write_result("dynamics",all_rows(plan,scores,choices),headlines(plan,scores,**{} if not quick else dict(best="learned")),quick=quick or bool(only),
