@@ -17,7 +17,8 @@ from .artifacts import data_root, load_weights, read_json
 from .adapt import Settings, adapt
 from .cells import Cells, columns, make_result, result_path
 from .channels import channels_only, slug
-from .exam_dynamics import (FEW, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
+from .crossfit import cross_fit
+from .exam_dynamics import (FEW, FOLDS, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
 from .history import hidden, history_errors
 from .loader import pick
 from .scoring import examine
@@ -70,11 +71,12 @@ def _name(x): return slug(x) if slug(x) not in (*TRIVIAL,GUESS,"learned","mechan
 # %% ../nbs/62b_outsiders.ipynb #3df29160
 def learned_by(
     o:Outsider, spec, episodes, seed:int,
-    settings:Settings|None=None,     # of a model with `loss`
+    settings:Settings|None=None,     # of a model with `loss`, where there are too few episodes to hold some back
 ):                                   # a `Dynamics`
     "A new instance, after learning from episodes."
     one = o.make()
-    return (one.fit(spec,list(episodes),seed) or one) if o.learns=="fit" else adapt(one,spec,episodes,settings,seed)
+    if o.learns=="fit": return one.fit(spec,list(episodes),seed) or one
+    return cross_fit(one,spec,episodes,folds=FOLDS,seed=seed)[0] if len(episodes)>=FOLDS else adapt(one,spec,episodes,settings,seed)
 
 def scores_of(
     o:Outsider, plan:ExamPlan, parts:Sequence[str],
@@ -110,7 +112,7 @@ def examine_outsider(
     if unknown: raise BadInput(f"no part {sorted(unknown)[0]!r} for outsiders","only",mend=f"There are {', '.join(DEFAULT)}.")
     parts,o = set(only) or set(DEFAULT),find_outsider(what)
     weights = o.config is not None
-    e = Entrant(o.name, o.config, folder=str(Path(what).resolve()) if weights else "", nocard=True)
+    e = Entrant(o.name, o.config, folder=str(Path(what).resolve()) if weights else "", nocard=True, folds=FOLDS)
     plan = replace(quick_plan() if quick else ExamPlan(), entrants=(e,), curves=(), curved=(), validation=(), check=())
     cells = Cells("dynamics", root=data_root()/"runs"/("outside-quick" if quick else "outside"), also=(result_path("dynamics").parent/"cells"/"dynamics.jsonl",))
     ask = lambda wanted, name: solve(plan,cells,wanted,name,workers)

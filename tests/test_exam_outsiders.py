@@ -97,3 +97,12 @@ def test_the_table(folder, mine, inside):
         (folder/"other.json").write_text(json.dumps(mine|change))
         with pytest.raises(inside.BadInput) as e: inside.table(("mine.json","other.json"))
         assert says in str(e.value)
+
+def test_who_learns_by_a_loss_is_fine_tuned_as_ours_is(monkeypatch):
+    import cfm_lab.outsiders as room
+    said = []
+    monkeypatch.setattr(room,"cross_fit",lambda model,spec,episodes,folds,seed: (said.append(("folds",folds,len(episodes),seed)),(model,None))[1])
+    monkeypatch.setattr(room,"adapt",lambda model,spec,episodes,settings,seed: (said.append(("settings",settings,len(episodes),seed)),model)[1])
+    o = room.Outsider("weights","weights",object,"loss")
+    for n in (10,2): room.learned_by(o,None,[0]*n,1,"ours")
+    assert said==[("folds",room.FOLDS,10,1),("settings","ours",2,1)]
