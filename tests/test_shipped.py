@@ -19,6 +19,13 @@ def test_the_card_says_where_the_weights_come_from(folder):
     assert (card["command"],card["steps"],card["data"]) == (record["command"],record["steps"],record["data"])
     assert sum(f.stat().st_size for f in folder.iterdir())<8e6
 
+@pytest.mark.parametrize("folder", SHIPPED, ids=[p.name for p in SHIPPED])
+def test_its_figures_are_those_that_the_exam_found_for_its_seed(folder):
+    card = json.loads((folder/"card.json").read_text())
+    told = json.loads((ROOT/"data"/"results"/"dynamics.json").read_text())["shipped"][card["record"]["name"]]
+    assert card["exam"]==told["headline"][str(card["seed"])]
+    if not folder.name[-1].isdigit(): assert card["seed"]==told["seed"]          # the seed in the middle has the plain name
+
 def test_a_seed_that_the_exam_has_not_chosen_does_not_ship():
     from cfm_lab.cli import ship
     with pytest.raises(BadInput, match="has not chosen a seed"): ship(Namespace(name="nobody", folder="nowhere"))
