@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'results_root', 'Cells', 'headline', 'commit',
-           'result_path', 'make_result', 'write_result', 'read_result', 'columns', 'headline_text']
+           'result_path', 'make_result', 'result_json', 'rows_in', 'write_result', 'read_result', 'columns',
+           'headline_text']
 
 # %% ../nbs/60_cells.ipynb #ec013ce0
 import ast, importlib.util, io, json, os, subprocess, time, tokenize
@@ -17,7 +18,7 @@ from typing import Any, Callable, Mapping, Sequence
 from fastcore.basics import patch
 import cfm_lab
 from .base import BadInput, Report, Row, check_slug
-from .artifacts import atomic_write, data_root, hardware, plain, project_root, read_json, sha256, write_json
+from .artifacts import atomic_write, data_root, hardware, plain, project_root, read_json, sha256
 
 # %% ../nbs/60_cells.ipynb #b5234b70
 def _bare(source):
@@ -228,6 +229,20 @@ def make_result(
     "What a result file holds."
     return plain(dict(exam=exam, version=cfm_lab.__version__, commit=commit(), quick=quick, hardware=hardware(), seconds=round(seconds,1), headline=headlines, rows=Report(tuple(rows)).to_dicts(), **(more or {})))
 
+def result_json(
+    result:Mapping,            # from `make_result`
+)->str:
+    "A result as text: a row is a line of values, under one list of their names, which makes it a third as long."
+    names = list(result["rows"][0]) if result["rows"] else []
+    head = json.dumps({k:v for k,v in result.items() if k!="rows"}|dict(names=names), indent=1, ensure_ascii=False)
+    return head[:-2]+',\n "rows": ['+",".join("\n  "+json.dumps([r[n] for n in names],ensure_ascii=False,separators=(",",":")) for r in result["rows"])+"\n ]\n}\n"
+
+def rows_in(
+    result:Mapping,            # a result file's content
+)->list:                       # of dicts
+    "Its rows, lines of values or dicts."
+    return [dict(zip(result["names"],r,strict=True)) for r in result["rows"]] if "names" in result else result["rows"]
+
 def write_result(
     exam:str,
     rows:Sequence[Row],
@@ -238,7 +253,9 @@ def write_result(
     more:Mapping|None=None,
 )->dict:                       # what was written
     "Write the result file, whole or not at all."
-    return read_json(write_json(result_path(exam,quick,root), make_result(exam,rows,headlines,quick,seconds,more)))
+    found = make_result(exam,rows,headlines,quick,seconds,more)
+    atomic_write(result_path(exam,quick,root), result_json(found))
+    return found
 
 def read_result(
     exam:str,
@@ -247,7 +264,8 @@ def read_result(
     "What the last full exam has found."
     path = result_path(exam,False,root)
     if not path.exists(): raise BadInput("this exam has not been taken", str(path), mend=f"Run `cfm exam {exam}`.")
-    return read_json(path)
+    d = read_json(path)
+    return {k:v for k,v in d.items() if k!="names"}|dict(rows=rows_in(d))
 
 # %% ../nbs/60_cells.ipynb #495dab50
 def columns(

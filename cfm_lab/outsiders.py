@@ -15,7 +15,7 @@ from typing import Any, Callable, Mapping, Sequence
 from .base import BadInput, Dynamics, Report
 from .artifacts import data_root, load_weights, read_json
 from .adapt import Settings, adapt
-from .cells import Cells, columns, make_result, result_path
+from .cells import Cells, columns, make_result, result_path, rows_in
 from .channels import channels_only, slug
 from .crossfit import cross_fit
 from .exam_dynamics import (FEW, FOLDS, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
@@ -137,7 +137,7 @@ def read_foreign(
     if d.get("test_sets")!=VERSION: raise bad(f"is of {d.get('test_sets') or 'an older version'}",f"this is {VERSION}")
     try:
         for h in d["headline"].values(): float(h["value"]),h["unit"],h["low"],h["high"]
-        return d|dict(report=Report.from_dicts(d["rows"]))
+        return d|dict(report=Report.from_dicts(rows_in(d)))
     except (KeyError,TypeError,ValueError,AttributeError) as e: raise bad("has lines or rows that can't be read",f"{type(e).__name__}: {e}") from None
 
 def table(
