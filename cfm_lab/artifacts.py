@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['project_root', 'data_root', 'inside', 'fsync_folder', 'atomic_file', 'full', 'disk_full', 'atomic_write', 'sha256',
            'plain', 'write_json', 'read_json', 'seal', 'unseal', 'write_sealed', 'read_sealed', 'locked',
-           'atomic_folder', 'hardware', 'resolve_config', 'config_to_dict', 'config_from_dict', 'save_weights',
-           'load_weights', 'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
+           'atomic_folder', 'hardware', 'has_bf16', 'resolve_config', 'config_to_dict', 'config_from_dict',
+           'save_weights', 'load_weights', 'find_pretrained', 'Pretrained', 'RunFolder', 'new_run']
 
 # %% ../nbs/02_artifacts.ipynb #c74d84f0
 import errno, fcntl, hashlib, importlib, json, os, platform, re, shutil, uuid
@@ -212,6 +212,14 @@ def hardware()->str:
     "The machine in a few words."
     cpu = next((l.split(":",1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
     return f"{os.cpu_count()} × {cpu or platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+
+# %% ../nbs/02_artifacts.ipynb #b16a0002
+def has_bf16(
+    device:str="cpu",     # as torch names it
+)->bool:
+    "Has the device units for products in bfloat16? Of CPUs, those with AVX-512 or newer do well with them."
+    import torch
+    return device!="cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT","NO AVX","AVX2")
 
 # %% ../nbs/02_artifacts.ipynb #be981810
 _CONFIG = re.compile(r"cfm_lab\.([a-z][a-z0-9_]*):([A-Z][A-Za-z0-9_]*)")

@@ -14,7 +14,7 @@ from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .base import Spec, Window, Tokens, Prediction
-from .artifacts import Pretrained
+from .artifacts import Pretrained, has_bf16
 from .guess import Dial, Seats, activations, guess_lines, medium, seats
 from .layers import Pairs, Stack
 from .tokens import (Moment, Context, N_ROW, N_STATIC, apart, features, static_features, local, settle,
@@ -31,7 +31,7 @@ class DynamicsConfig:
     unroll:int = 12        # steps imagined in training
     far:float = 1.         # weight of the imagined steps in the loss
     mechanics:bool = False # is the rigid guess inside?
-    bf16:bool = True       # products in bfloat16: four times as fast on a CPU that has them, sums stay float32
+    bf16:bool = True       # products in bfloat16, sums in float32, where the machine has units for it: four times as fast
     def build(self)->"DynamicsTransformer": return DynamicsTransformer(self)
 
 def dynamics_tiny()->DynamicsConfig:
@@ -62,7 +62,8 @@ class DynamicsTransformer(nn.Module, Pretrained):
         nn.init.normal_(self.head.weight,std=.1/D**.5); nn.init.zeros_(self.head.bias)
     def half(self, tokens:int):
         "Where products are taken in bfloat16."
-        return torch.autocast(self.head.weight.device.type,torch.bfloat16,enabled=self.config.bf16 and tokens>=CAST)
+        device = self.head.weight.device.type
+        return torch.autocast(device,torch.bfloat16,enabled=self.config.bf16 and tokens>=CAST and has_bf16(device))
     def identify(self,
         static_NF,             # `static_features`
         past_TNF,              # `features` of the history, and what the guess had missed
