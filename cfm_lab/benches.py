@@ -311,9 +311,10 @@ def own_products(
 ):                          # a function that does them and returns their operations
     "The products of the network's layers at their own shapes, and nothing else: its ceiling."
     import torch
+    from cfm_lab.artifacts import has_bf16
     from cfm_lab.layers import GROUP
     D,G,h,L = model.config.width,-(-lines//GROUP),model.config.heads,min(GROUP,-(-lines//16)*16)
-    make = lambda *shape: torch.randn(*shape).bfloat16() if model.config.bf16 else torch.randn(*shape)
+    make = lambda *shape: torch.randn(*shape,dtype=torch.bfloat16 if model.config.bf16 and has_bf16() else torch.float32)
     layers = [(make(rows*G*L,k),make(k,n)) for k,n in ((D,D),(D,D),(D,4*D),(4*D,D))]
     square,values = make(G,h,L,L),make(G,h,L,rows*D//h)
     def run():
