@@ -210,8 +210,10 @@ def atomic_folder(
 # %% ../nbs/02_artifacts.ipynb #39c84550
 def hardware()->str:
     "The machine in a few words."
-    cpu = next((l.split(":",1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
-    return f"{os.cpu_count()} × {cpu or platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    lines = open("/proc/cpuinfo").read().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    said = lambda what: next((l.split(":",1)[1].strip() for l in lines if l.startswith(what)),"")
+    units = next((u for flag,u in (("amx_bf16","AMX"),("avx512f","AVX-512"),("avx2","AVX2")) if flag in said("flags").split()),"")
+    return f"{os.cpu_count()} × {said('model name') or platform.processor() or platform.machine()}{f' with {units}' if units else ''}, {platform.system()}, Python {platform.python_version()}"
 
 # %% ../nbs/02_artifacts.ipynb #b16a0002
 def has_bf16(

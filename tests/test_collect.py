@@ -83,9 +83,9 @@ def test_seeds_are_what_they_were():
     assert [episode_seed(0,"dm-fish-upright",0), episode_seed(3,"mw-reach",7,"test")]==[8805368224309955, 827138256682296]
 
 def test_data_are_what_they_were(tmp_path):
-    golden = json.loads((ROOT/"tests"/"golden"/"collect.json").read_text())
-    if golden["hardware"]!=hardware(): pytest.skip("rounding may differ on another processor")
-    assert collect(SMALL, tmp_path/"small", progress=False).content_hash()==golden["content"]
+    golden = json.loads((ROOT/"tests"/"golden"/"collect.json").read_text())["content"]
+    if hardware() not in golden: pytest.skip("rounding may differ on another processor")
+    assert collect(SMALL, tmp_path/"small", progress=False).content_hash()==golden[hardware()]
 
 def test_labelled_data_are_the_same_data(tmp_path):
     few = Recipe("test/few-v0", (Part("dm-cartpole-swingup",6,30),Part("gym-hopper",6,30),Part("arm-family",2,30,bodies=2)))
