@@ -55,10 +55,12 @@ class Store:
 
 @patch
 def _db(self:Store, mode="rw"):
-    "This thread's connection."
-    key = (os.getpid(), threading.get_ident())
+    "This thread's connection, to the file that has the catalogue's name now."
+    key,path = (os.getpid(), threading.get_ident()),self.root/self.catalogue
+    try: now = os.stat(path).st_ino
+    except OSError: now = None
+    if key in self._connections and self._connections[key][1]!=now: self.close()
     if key not in self._connections:
-        path = self.root/self.catalogue
         if still := not os.access(self.root, os.W_OK):        # a class reads from a folder that it can't write to
             wal = path.with_name(path.name+"-wal")
             if wal.exists() and wal.stat().st_size: raise BadInput("holds rows that are not yet in the catalogue's main file", str(wal), "this folder can't be written to", "Open the data set once where it can be written to.")
@@ -66,13 +68,13 @@ def _db(self:Store, mode="rw"):
         db = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=60, isolation_level=None)
         db.row_factory = sqlite3.Row
         for p in () if still else ("journal_mode=WAL","synchronous=FULL","busy_timeout=60000"): db.execute(f"PRAGMA {p}")
-        self._connections[key] = db
-    return self._connections[key]
+        self._connections[key] = db,now              # `now` is from before the connection: if they differ, the next call notices
+    return self._connections[key][0]
 
 @patch
 def close(self:Store):
     "Close this thread's connection; the next question opens another."
-    if db := self._connections.pop((os.getpid(), threading.get_ident()), None): db.close()
+    if own := self._connections.pop((os.getpid(), threading.get_ident()), None): own[0].close()
 
 @patch
 def query(self:Store,
