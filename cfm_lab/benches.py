@@ -344,7 +344,7 @@ def train_step(
         tk = batch(corpus,None,0,next(k),size,T)
         loss,_ = model.loss(tk); opt.zero_grad(); loss.backward(); opt.step()
         n = int(tk.mask_N.sum())
-        return model.flops(n*(config.teach+config.unroll), lines=n, past=n*48, joints=n/size)
+        return model.flops(n*(config.teach+config.unroll), lines=n, past=n*(PAST-3), joints=n/size)
     tk = batch(corpus,None,0,0,size,T)
     return run,int(tk.mask_N.sum()),1-float(tk.mask_N.float().mean())
 

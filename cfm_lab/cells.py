@@ -8,7 +8,7 @@ __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'resul
            'headline_text']
 
 # %% ../nbs/60_cells.ipynb #ec013ce0
-import ast, importlib.util, io, json, os, subprocess, time, tokenize
+import ast, errno, importlib.util, io, json, os, subprocess, time, tokenize
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -90,6 +90,7 @@ class Cell:
     modules:Sequence[str] = ()   # full names of the modules that it runs
     recipe:Any = None            # of its data
     seconds:float = 1.           # a guess
+    content:Callable|None = None # () → content hash of its data, which is recorded, not keyed: it differs between processors
     @property
     def key(self)->str:
         "SHA-256 of config, recipe and source."
@@ -126,13 +127,15 @@ class Cells:
 @patch
 def put(self:Cells, cell:Cell, value, seconds:float):
     "Keep a cell's value: one durable line."
-    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), guess=cell.seconds, hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), guess=cell.seconds, content=cell.content() if cell.content else "", hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND, 0o644)
     try:
         size = os.fstat(fd).st_size
         torn = size and os.pread(fd,1,size-1)!=b"\n"
-        os.write(fd, ("\n" if torn else "").encode()+json.dumps(line,sort_keys=True,ensure_ascii=False).encode()+b"\n"); os.fsync(fd)
+        blob = ("\n" if torn else "").encode()+json.dumps(line,sort_keys=True,ensure_ascii=False).encode()+b"\n"
+        if os.write(fd,blob)<len(blob): raise OSError(errno.ENOSPC, "the disk is full, a cell is lost", str(self.path))
+        os.fsync(fd)
     finally: os.close(fd)
     self.kept[line["key"]] = line
     return line["value"]
@@ -173,12 +176,15 @@ def announce(self:Cells,
 
 # %% ../nbs/60_cells.ipynb #7bdf1f30
 @patch
-def prune(self:Cells)->int:
-    "Drop the cells whose code has changed since; how many they were."
-    fresh = {k:r for k,r in self.kept.items() if Cell(r["config"],None,r["modules"],r["recipe"]).key==k}
-    gone,self.kept = len(self.kept)-len(fresh),fresh
-    atomic_write(self.path, "".join(json.dumps(r,sort_keys=True,ensure_ascii=False)+"\n" for r in fresh.values()))
-    return gone
+def prune(self:Cells,
+    keep:Sequence[Cell],
+)->int:                   # lines that went
+    "Keep nothing but these cells in the file, each once."
+    lines,keys = self.path.read_text().splitlines(keepends=True),{c.key for c in keep}
+    last = {k:l for l in lines if l.endswith("\n") and (k:=json.loads(l)["key"]) in keys}
+    atomic_write(self.path, "".join(last.values()))
+    self.kept = {k:r for k,r in self.kept.items() if k in keys}
+    return len(lines)-len(last)
 
 # %% ../nbs/60_cells.ipynb #a44163b0
 def headline(

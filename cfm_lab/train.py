@@ -18,7 +18,7 @@ from torch import nn
 import lightning as L
 from lightning.pytorch.plugins.io import CheckpointIO
 from .base import BadInput, Trainable
-from .artifacts import RunFolder, atomic_file, atomic_write, has_bf16, load_weights, locked, save_weights, sha256
+from .artifacts import RunFolder, atomic_file, atomic_write, has_bf16, load_weights, locked, save_weights, sha256, stages_of
 
 # %% ../nbs/40_train.ipynb #1be18f70
 class DurableCheckpoints(CheckpointIO):
@@ -161,7 +161,7 @@ def only_trainer(
     with locked(run.path/".train.lock", busy="another training is running here"):
         alone = [p for p in run.path.glob("checkpoints/*.sha256") if not p.with_suffix(".ckpt").exists()]
         for p in [*run.path.glob(".*.tmp"),*run.path.glob("checkpoints/.*.tmp"),*alone]: p.unlink()
-        for p in run.path.parent.glob(f".{run.path.name}.*.tmp"): shutil.rmtree(p, ignore_errors=True)
+        for p in stages_of(run.path): shutil.rmtree(p, ignore_errors=True)
         yield
 
 # %% ../nbs/40_train.ipynb #db7bfb40

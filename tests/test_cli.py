@@ -36,7 +36,7 @@ def test_run_twice_and_afresh(clone, data, capfd):
     assert main(["run","--json"])==0
     out,err = capfd.readouterr()
     said = json.loads(out)
-    assert said["cached"] and said["state"]=="done" and said["report"]["rows"][0]["robot"]=="hopper" and f"cached: {run.name}" in err and "cached: cfm/tiny-v0" in err
+    assert said["cached"] and said["state"]=="done" and said["report"]["rows"][0]["robot"]=="hopper" and f"there already: {run.name}" in err and "there already: cfm/tiny-v0" in err
     (run/"mark").write_text("old")
     assert main(["run","--fresh","--json",str(clone/"result.json")])==0
     assert not (run/"mark").exists() and mine.exists() and not cache.exists()
