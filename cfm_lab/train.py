@@ -111,7 +111,8 @@ class Adapter(L.LightningModule):
         k = self.trainer.global_step       # not the loader's position: Lightning loses that in a resume
         # hashed, so that no batch made with Generator(k) shares its random numbers
         torch.manual_seed(int(np.random.SeedSequence([self.seed,k,7]).generate_state(1)[0]))
-        loss,metrics = self.model.loss(self.batch(k))
+        b = self.batch(k)
+        loss,metrics = self.model.loss(b.map(lambda x: x.to(self.device)) if hasattr(b,"map") else b)      # tokens follow the model
         self.last = metrics
         return loss
     def configure_optimizers(self):
@@ -266,4 +267,4 @@ def blend(
     share:float,            # 0: old, 1: new
 )->dict:
     "Weights `share` of the way from `old` to `new` (Wortsman et al. 2022)."
-    return {n:torch.lerp(old[n].float(),p.float(),share).to(p.dtype) if p.is_floating_point() else p for n,p in new.items()}
+    return {n:torch.lerp(old[n].to(p.device).float(),p.float(),share).to(p.dtype) if p.is_floating_point() else p for n,p in new.items()}
