@@ -104,6 +104,11 @@ def results_root()->Path:
     root = project_root() or (clone if (clone/"settings.ini").exists() else None)
     return (root/"data" if root else data_root())/"results"
 
+def _lines(path):        # (key, cell) of a file; a line that was torn by a kill is no cell, and is computed again
+    for line in Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else ():
+        try: r = json.loads(line); yield r["key"],r
+        except (ValueError,KeyError,TypeError): pass
+
 class Cells:
     "The cached cells of an exam."
     def __init__(self,
@@ -116,9 +121,7 @@ class Cells:
         self.root = Path(root) if root else data_root()/"runs"/"quick" if quick else results_root()
         self.path = self.root/"cells"/f"{exam}.jsonl"
         self.kept = {}
-        for line in [l for p in (*also,self.path) if Path(p).exists() for l in Path(p).read_text(errors="replace").splitlines()]:
-            try: r = json.loads(line); self.kept[r["key"]] = r
-            except (ValueError,KeyError,TypeError): pass           # torn by a kill: computed again
+        self.kept.update(kv for p in (*also,self.path) for kv in _lines(p))
     def __len__(self): return len(self.kept)
     def __contains__(self, cell:Cell): return cell.key in self.kept
     def __repr__(self): return f"Cells of {self.exam}: {len(self)} kept{', quick' if self.quick else ''}"
@@ -178,13 +181,12 @@ def announce(self:Cells,
 @patch
 def prune(self:Cells,
     keep:Sequence[Cell],
-)->int:                   # lines that went
+)->int:                   # cells that went
     "Keep nothing but these cells in the file, each once."
-    lines,keys = self.path.read_text().splitlines(keepends=True),{c.key for c in keep}
-    last = {k:l for l in lines if l.endswith("\n") and (k:=json.loads(l)["key"]) in keys}
-    atomic_write(self.path, "".join(last.values()))
+    have,keys = dict(_lines(self.path)),{c.key for c in keep}
+    atomic_write(self.path, "".join(json.dumps(r,sort_keys=True,ensure_ascii=False)+"\n" for k,r in have.items() if k in keys))
     self.kept = {k:r for k,r in self.kept.items() if k in keys}
-    return len(lines)-len(last)
+    return len(have.keys()-keys)
 
 # %% ../nbs/60_cells.ipynb #a44163b0
 def headline(

@@ -218,7 +218,7 @@ _CHANGES = dict(add=add_robot, remove=remove_robot)
 
 def collect(args):
     "`cfm collect`"
-    from cfm_lab.collect import RECIPES, Part, Recipe, collect, data_card, labelled_recipe
+    from cfm_lab.collect import RECIPES, Part, Recipe, collect, labelled_recipe
     recipes = [t for t in args.task if t in RECIPES]
     said = [*args.task,*(f"--{n}" for n in ("name","episodes","steps","bodies") if getattr(args,n)!=args.usual(n))]
     if recipes and len(said)>1: raise BadInput("a recipe stands alone", recipes[0], f"it says itself what is recorded, and would not heed {next(s for s in said if s!=recipes[0])}", "Leave the other words out.")
@@ -229,7 +229,7 @@ def collect(args):
     if args.json!="-":
         print(store)
         for sentence in recipe.limits_kept(store): print(f"mixture: {sentence}")
-    put(dict(data_set="/".join(store.root.parts[-2:]), content_hash=store.content_hash(), card=data_card(store), limits_broken=recipe.limits_kept(store)), args.json)
+    put(dict(data_set="/".join(store.root.parts[-2:]), content_hash=store.content_hash(), card=store.card(), limits_broken=recipe.limits_kept(store)), args.json)
 
 # %% ../nbs/73_cli.ipynb #b4161d10
 def data(args):
@@ -382,7 +382,7 @@ def parser():
     words = top.add_subparsers(dest="word", required=True, metavar="WORD")
     def word(f, text, json=False, name=None):
         p = words.add_parser(name or f.__name__, help=text, description=text)
-        p.set_defaults(do=f)
+        p.set_defaults(do=f, usual=p.get_default)
         if json: p.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or to the standard output")
         return p
     p = word(run, "the main job, or another study", json=True)
@@ -405,7 +405,6 @@ def parser():
     p.add_argument("--name", default="local/collected-v0", help="of the data set")
     for name,n,text in (("episodes",16,"of each task or body"),("steps",200,"control steps of an episode"),("bodies",10,"of each family"),("seed",0,"of the data set"),("workers",1,"processes")): p.add_argument("--"+name, type=int, default=n, help=f"{text} ({n})")
     p.add_argument("--labels", action="store_true", help="record the task-space frame and contacts too")
-    p.set_defaults(usual=p.get_default)
     p = word(data, "list the data sets; show one, or an episode; export, import, compact", json=True)
     p.add_argument("do_what", nargs="?", choices=sorted(_DATA), metavar="|".join(_DATA))
     p.add_argument("name", nargs="?", metavar="NAME|FOLDER", help="a data set; a folder to import")
@@ -434,8 +433,7 @@ def parser():
     p = word(ship, "put weights where they are committed: bfloat16, with their card")
     p.add_argument("name", help="learned | mechanics"); p.add_argument("folder", help="below data/pretrained, e.g. dynamics-small")
     p.add_argument("--seed", type=int, help="default: the one that the exam has found in the middle")
-    p = word(app, "the panels, in a browser on this machine")
-    p.add_argument("--port", default="5006")
+    word(app, "the panels, in a browser on this machine").add_argument("--port", default="5006")
     return top
 
 # %% ../nbs/73_cli.ipynb #3cf65420

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPLORE', 'CHUNK', 'TRAINING', 'WIDE', 'RECIPES', 'Part', 'Recipe', 'LabelledRecipe', 'labelled_recipe',
            'episode_seed', 'Piece', 'behaviours_of', 'pieces_of', 'simulate', 'work', 'side_by_side', 'results',
-           'only_one', 'dataset_path', 'prepare', 'collect', 'replay_check', 'data_card', 'small_recipe',
-           'slice_recipe', 'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe']
+           'only_one', 'dataset_path', 'prepare', 'collect', 'replay_check', 'small_recipe', 'slice_recipe',
+           'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe']
 
 # %% ../nbs/21_collect.ipynb #daeb91e0
 import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
@@ -20,7 +20,7 @@ from typing import Callable, Sequence
 import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, check_slug
-from .artifacts import data_root, inside, locked, plain, read_json
+from .artifacts import data_root, inside, locked, plain
 from .store import Store, create_store, format_of, open_store
 from .upkeep import compact, rebuild, to_compact
 
@@ -264,14 +264,6 @@ def replay_check(
     sample = (store.read(entries[i]) for i in np.random.default_rng(seed).permutation(len(entries))[:10*n])
     eps = list(islice(filter(ours,sample), n))
     return dict(checked=len(eps), equal=sum(bool(np.array_equal(replay(load(e.task),e), e.state_TC)) for e in eps))
-
-# %% ../nbs/21_collect.ipynb #bd012290
-def data_card(
-    store:Store,
-)->dict:
-    "A data set's card with what its making cost."
-    f = store.root/"collected.json"
-    return (dict(collected=read_json(f)) if f.exists() else {}) | store.card()
 
 # %% ../nbs/21_collect.ipynb #e0941a00
 @patch

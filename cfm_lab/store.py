@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, Episode, Spec, check_episode, check_slug, spec_from_dict, spec_to_dict
 from .artifacts import atomic_write, data_root, disk_full, fsync_folder, full, inside, locked, read_json, read_sealed, sha256, write_sealed
-from .shards import EpisodeFile, Part, arrays, block_crcs, combined_hash, commit_groups, edits_of, episode_hash, pack, part_of, timed, unpack
+from .shards import EpisodeFile, Part, arrays, block_crcs, combined_hash, commit_groups, edits_of, episode_hash, pack, part_of, unpack
 
 # %% ../nbs/20a_store.ipynb #5a366c10
 _TABLES = """
@@ -250,9 +250,8 @@ def _folder(self:Store, *parts):
     return path
 
 # %% ../nbs/20a_store.ipynb #f08d57a0
-def _check_lengths(ep):
+def _check_numbers(ep):
     for n,a in arrays(ep).items():
-        if timed(n) and (a.ndim<1 or len(a)!=len(ep)): raise BadInput(f"{n} has {len(a) if a.ndim else 0} rows", f"episode of {ep.task or ep.spec}, seed {ep.seed}", f"the state has {len(ep)}", "Record one row per control step.")
         if a.dtype.kind not in "fiub": raise BadInput(f"{n} holds {a.dtype}", f"episode of {ep.task or ep.spec}, seed {ep.seed}", "only numbers are stored", "Convert it.")
 
 # %% ../nbs/20a_store.ipynb #9d9f4f70
@@ -293,7 +292,7 @@ def append(self:Store,
 )->list:                         # their uids, in this order, once they are durable
     "Store episodes of one task, durably, all or none."
     check_slug(task,"task"); check_slug(split,"split")
-    for ep in episodes: check_episode(ep, self.spec(ep.spec)); _check_lengths(ep)
+    for ep in episodes: check_episode(ep, self.spec(ep.spec)); _check_numbers(ep)
     groups = commit_groups(episodes)
     parts = [part_of(g, task, split, self.spec(g[0].spec).robot) for g in groups]
     if parts: self._add(f"spool/{task}", parts)
