@@ -375,14 +375,15 @@ def bench_dynamics(
 )->dict:                    # what was written
     "Training and imagining beside the machine's fastest matrix product."
     import torch
-    from cfm_lab.collect import collect, first_run_recipe, small_recipe
+    from cfm_lab.collect import Part, Recipe, collect, first_run_recipe
     from cfm_lab.dynamics import dynamics_small
     from cfm_lab.loader import Corpus
     began,before,config = time.time(),torch.get_num_threads(),config or dynamics_small()
     torch.set_num_threads(threads)
     try:
         size,seconds = (8,.3) if quick else (64,10.)
-        train,lines,padding = train_step(config, Corpus(collect(small_recipe() if quick else first_run_recipe(), workers=2, progress=False)), size)
+        few = Recipe("bench/mixed-v0", (Part("gym-hopper",4,150),Part("dm-swimmer6",4,150),Part("arm-family",2,150,bodies=3)))
+        train,lines,padding = train_step(config, Corpus(collect(few if quick else first_run_recipe(), workers=1 if quick else 2, progress=False)), size)
         sides = dict(train=train, imagine=imagined_step(config))
         limit,dtype = product_limit()
         model,found,rows = config.build(),{},[]
