@@ -385,7 +385,7 @@ def bench_dynamics(
         few = Recipe("bench/mixed-v0", (Part("gym-hopper",4,150),Part("dm-swimmer6",4,150),Part("arm-family",2,150,bodies=3)))
         train,lines,padding = train_step(config, Corpus(collect(few if quick else first_run_recipe(), workers=1 if quick else 2, progress=False)), size)
         sides = dict(train=train, imagine=imagined_step(config))
-        limit,dtype = product_limit()
+        limit,dtype = product_limit(256 if quick else 2048)
         model,found,rows = config.build(),{},[]
         row = lambda what,metric,value,unit: rows.append(Row("bench-dynamics", "", what, metric, value, unit, n=threads))
         for what,run in sides.items():
