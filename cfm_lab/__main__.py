@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'usage', 'check_words', 'check_version', 'check_venv', 'settings', 'requirements', 'wanted', 'read_stamp',
-           'write_stamp', 'python_of', 'damaged', 'must_remake', 'watch', 'tail', 'lock', 'install', 'setup', 'missing',
-           'hand_on', 'main']
+           'write_stamp', 'python_of', 'damaged', 'must_remake', 'ours', 'watch', 'tail', 'lock', 'install', 'setup',
+           'missing', 'hand_on', 'main']
 
 # %% ../nbs/74_main.ipynb #c214b440
 import configparser, csv, difflib, hashlib, importlib.util, json, os, platform, shlex, shutil, subprocess, sys, time
@@ -23,6 +23,7 @@ def usage():
     "The list of words."
     return "\n".join(["usage: python3 -m cfm_lab WORD …", ""] + ["  {:10}{}".format(*kv) for kv in WORDS.items()] + ["",
         "The first call makes .venv from the pins in settings.ini (about 2.3 GB).",
+        "Where a text says `cfm WORD`, this is what it means; cfm itself lies in .venv/bin.",
         "CFM_PIP_ARGS   options for pip, such as an index of your own",
         "CFM_PYTHON=current   use the running Python as it is, install nothing"])
 
@@ -134,9 +135,15 @@ def must_remake(
     changed = [k for k in ("python","platform","root") if have and have.get(k)!=want[k]]
     if changed: return "its {} was {}".format(changed[0], have.get(changed[0]))
     sites = [p for p in [env/"Lib"/"site-packages"] + list(env.glob("lib/python*/site-packages")) if p.is_dir()]
-    if not any(want["python"] in str(p) or os.name=="nt" for p in sites): return "it is of another Python"
+    if not any(p.parent.name=="python"+want["python"] or os.name=="nt" for p in sites): return "it is of another Python"
     bad = [] if have else [name for p in sites for name in damaged(p)]
     return "an interrupted installation left {} incomplete".format(", ".join(bad[:3]) + (" …" if len(bad)>3 else "")) if bad else ""
+
+def ours(
+    env,        # a folder
+):              # may it be deleted?
+    "Whether we made this environment: it has our stamp or our log, or nothing yet."
+    return (env/"cfm_stamp.json").exists() or (env/"setup.log").exists() or not any(env.iterdir())
 
 # %% ../nbs/74_main.ipynb #30df1c00
 _HELP = """What often helps: call again (what is there is kept); look whether there is a connection and 5 GB of free disk;
@@ -207,6 +214,7 @@ def install(
     "Make or mend the environment."
     check_venv()
     why = must_remake(env, want)
+    if why and env.exists() and not ours(env): raise SystemExit("cfm_lab: {} was made by somebody else, and does not fit: {}. Move it away and call again.".format(env, why))
     if (env/"cfm_stamp.json").exists(): (env/"cfm_stamp.json").unlink()
     if why:
         if env.exists(): _say("making {} anew: {}".format(env.name, why)); shutil.rmtree(str(env))

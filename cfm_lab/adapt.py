@@ -37,7 +37,7 @@ class Averaged(nn.Module):
         now,share = self.model.state_dict(),(self.power+1)/(self.k+self.power)
         if self.mean is None: self.mean = {n:p.detach().clone() for n,p in now.items()}
         else:
-            for n,p in now.items(): self.mean[n].lerp_(p,share) if p.is_floating_point() else self.mean[n].copy_(p)
+            for n,p in now.items(): self.mean[n].lerp_(p.to(self.mean[n].device),share) if p.is_floating_point() else self.mean[n].copy_(p)
         if self.k in self.marks: self.at[self.k] = {n:p.clone() for n,p in self.mean.items()}
     def loss(self, tokens): self.see(); return self.model.loss(tokens)
     def hidden(self): return self.model.hidden() if hasattr(self.model,"hidden") else []

@@ -9,7 +9,7 @@ __all__ = ['ArmRanges', 'rotated', 'arm_joint', 'arm_plan', 'drive_ball', 'arm_d
 from dataclasses import dataclass, replace
 import numpy as np
 from mujoco import MjSpec, mjtIntegrator, mjtTrn
-from .building import Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
+from .building import Drive, Link, actuate, draw, dress, first_steady, frame, heft, scene, settle
 
 # %% ../nbs/10c_arms.ipynb #ce5723c0
 @dataclass(frozen=True)
@@ -177,8 +177,7 @@ def arm_spec(
     length = sum(np.linalg.norm(l.to) for l in links)
     base = spec.worldbody.add_body(name="base")
     frame(links, base, (1,int(rng.random()<ranges.touching)))
-    large,(lo,hi) = np.clip(np.log(length/ranges.reach[0])/np.log(ranges.reach[1]/ranges.reach[0]),0,1),ranges.mass
-    low = settle(spec, lo*(hi/lo)**((large+rng.random())/2))
+    low = settle(spec, heft(rng, length, ranges.reach, ranges.mass))
     if floor: base.pos = [0,0,rng.uniform(.02,.4)*length-min(0,low)]
     force,inertia = dress(spec, links, rng, drive)
     kind,lag = str(rng.choice(ranges.kinds)),draw(rng, drive.lag) if rng.random()<drive.lags else 0.

@@ -119,7 +119,7 @@ class Command:
     force:tuple|None = None      # force limits, N or N·m
     via:tuple = ()               # what it pulls at: ("joint" | "jointinparent" | "tendon" | "site", name, reference site or "")
     gear:tuple = ()              # six numbers
-    lag:str = ""                 # filter | filterexact | integrator: what `tau` belongs to
+    lag:str = ""                 # filter | filterexact | muscle: what `tau` belongs to; integrator has none
     early:bool = False           # does the force follow the activation at the end of the step?
     active:tuple|None = None     # limits of the activation
 
@@ -366,11 +366,13 @@ def drift(self:Spec,
     return out
 
 # %% ../nbs/00_base.ipynb #35c1f1c0
-def _plain(x):
-    if is_dataclass(x): return {f.name:_plain(getattr(x,f.name)) for f in fields(x)}
-    if isinstance(x,np.ndarray): return _plain(x.tolist())
-    if isinstance(x,(tuple,list)): return [_plain(v) for v in x]
-    if isinstance(x,(float,np.floating)): return float(x) if np.isfinite(x) else ("inf" if x>0 else "-inf")
+def _plain(x, where="record"):
+    if is_dataclass(x): return {f.name:_plain(getattr(x,f.name), f"{type(x).__name__}.{f.name}") for f in fields(x)}
+    if isinstance(x,np.ndarray): return _plain(x.tolist(), where)
+    if isinstance(x,(tuple,list)): return [_plain(v, where) for v in x]
+    if isinstance(x,(float,np.floating)):
+        if np.isnan(x): raise BadInput("is not a number", where, "NaN would be read back as something else", "Find out where it comes from; leave the record out if nothing was measured.")
+        return float(x) if np.isfinite(x) else "inf" if x>0 else "-inf"
     return x.item() if isinstance(x,np.generic) else x
 
 def _tuples(x): return tuple(_tuples(v) for v in x) if isinstance(x,list) else float(x) if x in ("inf","-inf") else x
@@ -505,7 +507,7 @@ def _changed(record, field, value):
 def edited(self:Spec,
     edits:Sequence[Edit],
 )->Spec:
-    "The spec with edits applied to what the card holds; what follows from it (inertias, moments) is worked out again."
+    "The spec with those edits that `_EDITS` lists, of gravity and of joints' shares in tendons; of what follows, inertias from masses and moments from gears and shares."
     name_of = lambda parts: {p.name:i for i,p in enumerate(parts)}
     bodies,joints,commands,gravity = list(self.bodies),list(self.joints),list(self.commands),self.gravity
     geoms,shares = [list(b.geoms) for b in bodies],[x for t in self.tendons for _,_,x in t.path]
@@ -573,10 +575,12 @@ def check_episode(
     ep:Episode,
     spec:Spec,
 )->Episode:             # the same episode
-    "`ep` if it fits `spec` and every valid row is finite, else `BadInput`."
+    "`ep` if it fits `spec` and every valid row of state, action and command is finite, else `BadInput`."
     where,T = f"episode of {ep.task or ep.spec}, seed {ep.seed}",len(ep.state_TC)
     if ep.spec!=spec.id: raise BadInput(f"is of spec {ep.spec!r}, not {spec.id!r}", where, mend="Pass the spec that the episode was recorded with.")
     if T<2: raise BadInput(f"has {T} rows", where, "a transition needs two", "Record at least one control step.")
+    for name,a in dict(valid_T=ep.valid_T, **({} if ep.reward_T is None else dict(reward_T=ep.reward_T)), **{f"sensor.{n}":x for n,x in ep.sensors.items()}).items():
+        if np.ndim(a)<1 or len(a)!=T: raise BadInput(f"{name} has {len(a) if np.ndim(a) else 0} rows", where, f"the state has {T}", "Record one row per control step.")
     for name,n in dict(state_TC=spec.C, action_TA=spec.A, command_TU=spec.U).items():
         a = getattr(ep,name)
         if a.shape!=(T,n): raise BadInput(f"{name} has shape {a.shape}", where, f"{spec.id} needs {(T,n)}", "Record it with this spec.")
@@ -688,9 +692,12 @@ class Report:
     def values(self, name:str)->list:
         "The distinct values of one field, in order of appearance."
         return list(dict.fromkeys(getattr(r,name) for r in self.rows))
-    def to_dicts(self)->list: return [_plain(r) for r in self.rows]
+    def to_dicts(self)->list:
+        "The rows as plain data; an end of an interval that is not finite is none, a value that is NaN is refused."
+        end = lambda x: x if x is not None and np.isfinite(x) else None
+        return [_plain(replace(r, low=end(r.low), high=end(r.high))) for r in self.rows]
     @classmethod
-    def from_dicts(cls, rows): return cls(tuple(Row(**{**r,"seeds":tuple(r.get("seeds",()))}) for r in rows))
+    def from_dicts(cls, rows): return cls(tuple(Row(**{k:_tuples(v) for k,v in r.items()}) for r in rows))
     def __repr__(self):
         if not self.rows: return "Report: empty"
         return f"Report: {len(self)} rows; robots {self.values('robot')}; methods {self.values('method')}; horizons {self.values('horizon')}"

@@ -344,7 +344,7 @@ def train_step(
         tk = batch(corpus,None,0,next(k),size,T)
         loss,_ = model.loss(tk); opt.zero_grad(); loss.backward(); opt.step()
         n = int(tk.mask_N.sum())
-        return model.flops(n*(config.teach+config.unroll), lines=n, past=n*48, joints=n/size)
+        return model.flops(n*(config.teach+config.unroll), lines=n, past=n*(PAST-3), joints=n/size)
     tk = batch(corpus,None,0,0,size,T)
     return run,int(tk.mask_N.sum()),1-float(tk.mask_N.float().mean())
 
@@ -375,16 +375,17 @@ def bench_dynamics(
 )->dict:                    # what was written
     "Training and imagining beside the machine's fastest matrix product."
     import torch
-    from cfm_lab.collect import collect, first_run_recipe, small_recipe
+    from cfm_lab.collect import Part, Recipe, collect, first_run_recipe
     from cfm_lab.dynamics import dynamics_small
     from cfm_lab.loader import Corpus
     began,before,config = time.time(),torch.get_num_threads(),config or dynamics_small()
     torch.set_num_threads(threads)
     try:
         size,seconds = (8,.3) if quick else (64,10.)
-        train,lines,padding = train_step(config, Corpus(collect(small_recipe() if quick else first_run_recipe(), workers=2, progress=False)), size)
+        few = Recipe("bench/mixed-v0", (Part("gym-hopper",4,150),Part("dm-swimmer6",4,150),Part("arm-family",2,150,bodies=3)))
+        train,lines,padding = train_step(config, Corpus(collect(few if quick else first_run_recipe(), workers=1 if quick else 2, progress=False)), size)
         sides = dict(train=train, imagine=imagined_step(config))
-        limit,dtype = product_limit()
+        limit,dtype = product_limit(256 if quick else 2048)
         model,found,rows = config.build(),{},[]
         row = lambda what,metric,value,unit: rows.append(Row("bench-dynamics", "", what, metric, value, unit, n=threads))
         for what,run in sides.items():

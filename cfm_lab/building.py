@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRAVITY', 'TOO_FAR', 'draw', 'subtree', 'reach', 'load', 'proportions', 'Link', 'frame', 'Drive', 'dress', 'actuate',
-           'action_map', 'quiet', 'bang_bang_controls', 'farthest', 'steady', 'scene', 'settle', 'first_steady']
+           'action_map', 'quiet', 'bang_bang_controls', 'farthest', 'steady', 'scene', 'settle', 'how_large', 'heft',
+           'first_steady']
 
 # %% ../nbs/10a_building.ipynb #10901c50
 from contextlib import contextmanager
@@ -279,6 +280,21 @@ def settle(
     solid = model.geom_type!=mjtGeom.mjGEOM_PLANE
     ends = data.geom_xpos[solid,2]-np.abs(data.geom_xmat[solid,8])*model.geom_size[solid,1]-model.geom_size[solid,0]
     return float(ends.min())
+
+# %% ../nbs/10a_building.ipynb #c86802a0
+def how_large(
+    length:float, lengths:tuple,   # of a body, and their range, m
+)->float:                          # 0 for the shortest, 1 for the longest
+    "Where in a range a length lies, by its logarithm."
+    return np.clip(np.log(length/lengths[0])/np.log(lengths[1]/lengths[0]), 0, 1) if lengths[0]<lengths[1] else np.float64(.5)
+
+def heft(
+    rng:np.random.Generator,
+    length:float, lengths:tuple,   # of a body, and their range, m
+    masses:tuple,                  # kg
+)->float:                          # kg
+    "Draw a mass; longer bodies are heavier."
+    return float(masses[0]*(masses[1]/masses[0])**((how_large(length, lengths)+rng.random())/2))
 
 # %% ../nbs/10a_building.ipynb #8c250a60
 def first_steady(

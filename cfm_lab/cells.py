@@ -8,7 +8,7 @@ __all__ = ['module_path', 'imports_of', 'reaches', 'source_hash', 'Cell', 'resul
            'headline_text']
 
 # %% ../nbs/60_cells.ipynb #ec013ce0
-import ast, importlib.util, io, json, os, subprocess, time, tokenize
+import ast, errno, importlib.util, io, json, os, subprocess, time, tokenize
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -90,6 +90,7 @@ class Cell:
     modules:Sequence[str] = ()   # full names of the modules that it runs
     recipe:Any = None            # of its data
     seconds:float = 1.           # a guess
+    content:Callable|None = None # () → content hash of its data, which is recorded, not keyed: it differs between processors
     @property
     def key(self)->str:
         "SHA-256 of config, recipe and source."
@@ -103,6 +104,11 @@ def results_root()->Path:
     root = project_root() or (clone if (clone/"settings.ini").exists() else None)
     return (root/"data" if root else data_root())/"results"
 
+def _lines(path):        # (key, cell) of a file; a line that was torn by a kill is no cell, and is computed again
+    for line in Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else ():
+        try: r = json.loads(line); yield r["key"],r
+        except (ValueError,KeyError,TypeError): pass
+
 class Cells:
     "The cached cells of an exam."
     def __init__(self,
@@ -115,9 +121,7 @@ class Cells:
         self.root = Path(root) if root else data_root()/"runs"/"quick" if quick else results_root()
         self.path = self.root/"cells"/f"{exam}.jsonl"
         self.kept = {}
-        for line in [l for p in (*also,self.path) if Path(p).exists() for l in Path(p).read_text(errors="replace").splitlines()]:
-            try: r = json.loads(line); self.kept[r["key"]] = r
-            except (ValueError,KeyError,TypeError): pass           # torn by a kill: computed again
+        self.kept.update(kv for p in (*also,self.path) for kv in _lines(p))
     def __len__(self): return len(self.kept)
     def __contains__(self, cell:Cell): return cell.key in self.kept
     def __repr__(self): return f"Cells of {self.exam}: {len(self)} kept{', quick' if self.quick else ''}"
@@ -126,13 +130,15 @@ class Cells:
 @patch
 def put(self:Cells, cell:Cell, value, seconds:float):
     "Keep a cell's value: one durable line."
-    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), guess=cell.seconds, hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    line = dict(key=cell.key, config=plain(cell.config), recipe=plain(cell.recipe), modules=list(cell.modules), value=plain(value), seconds=round(seconds,2), guess=cell.seconds, content=cell.content() if cell.content else "", hardware=hardware(), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND, 0o644)
     try:
         size = os.fstat(fd).st_size
         torn = size and os.pread(fd,1,size-1)!=b"\n"
-        os.write(fd, ("\n" if torn else "").encode()+json.dumps(line,sort_keys=True,ensure_ascii=False).encode()+b"\n"); os.fsync(fd)
+        blob = ("\n" if torn else "").encode()+json.dumps(line,sort_keys=True,ensure_ascii=False).encode()+b"\n"
+        if os.write(fd,blob)<len(blob): raise OSError(errno.ENOSPC, "the disk is full, a cell is lost", str(self.path))
+        os.fsync(fd)
     finally: os.close(fd)
     self.kept[line["key"]] = line
     return line["value"]
@@ -173,12 +179,14 @@ def announce(self:Cells,
 
 # %% ../nbs/60_cells.ipynb #7bdf1f30
 @patch
-def prune(self:Cells)->int:
-    "Drop the cells whose code has changed since; how many they were."
-    fresh = {k:r for k,r in self.kept.items() if Cell(r["config"],None,r["modules"],r["recipe"]).key==k}
-    gone,self.kept = len(self.kept)-len(fresh),fresh
-    atomic_write(self.path, "".join(json.dumps(r,sort_keys=True,ensure_ascii=False)+"\n" for r in fresh.values()))
-    return gone
+def prune(self:Cells,
+    keep:Sequence[Cell],
+)->int:                   # cells that went
+    "Keep nothing but these cells in the file, each once."
+    have,keys = dict(_lines(self.path)),{c.key for c in keep}
+    atomic_write(self.path, "".join(json.dumps(r,sort_keys=True,ensure_ascii=False)+"\n" for k,r in have.items() if k in keys))
+    self.kept = {k:r for k,r in self.kept.items() if k in keys}
+    return len(have.keys()-keys)
 
 # %% ../nbs/60_cells.ipynb #a44163b0
 def headline(

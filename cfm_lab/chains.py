@@ -10,9 +10,9 @@ __all__ = ['loosen', 'power', 'refine', 'CartRanges', 'poles', 'cart_plan', 'car
 from dataclasses import dataclass, replace
 import numpy as np
 import mujoco
-from mujoco import MjSpec, mjtGeom, mjtIntegrator, mjtJoint, mjtTrn
-from .arms import drive_ball, rotated
-from .building import TOO_FAR, Drive, Link, actuate, draw, dress, farthest, first_steady, frame, load, scene, settle
+from mujoco import MjSpec, mjtGeom, mjtIntegrator, mjtJoint
+from .arms import bind, drive_ball, rotated
+from .building import TOO_FAR, Drive, Link, actuate, draw, dress, farthest, first_steady, frame, heft, load, scene, settle
 from .legged import Limb, flex, lowest
 
 # %% ../nbs/10d_chains.ipynb #a3821390
@@ -52,10 +52,7 @@ def power(
             spec.joint(l.name).armature = max(spec.joint(l.name).armature, f/drive.acceleration)     # about itself a chain is light
             drive_ball(spec, l, "axes", f, i, rng, lag); continue
         if len(group)==1: actuate(spec, l.name, l.name, kind, f, i, l.range, rng, lag); continue
-        tendon,shares = spec.add_tendon(name=f"{l.name}_tendon"),[1.,*rng.uniform(.3,1.,len(group)-1)]
-        ends = np.array([s*np.array(links[g].range or (-np.pi,np.pi)) for g,s in zip(group,shares)])
-        for g,s in zip(group,shares): tendon.wrap_joint(links[g].name, s)
-        actuate(spec, tendon.name, tendon.name, kind, f, i, tuple(ends.sum(0)), rng, lag, trntype=mjtTrn.mjTRN_TENDON)
+        bind(spec, f"{l.name}_tendon", [links[g] for g in group], (1.,*rng.uniform(.3,1.,len(group)-1)), kind, f, i, rng, lag)
 
 # %% ../nbs/10d_chains.ipynb #8dc4c350
 def refine(
@@ -149,8 +146,7 @@ def cart_spec(
     links = flex(spec, [l if isinstance(l,Limb) else Limb(**vars(l)) for l in plan])
     heavy = 1000*draw(rng, ranges.cart)
     for g in spec.geoms: g.density = heavy if g.name in ("cart","slide","arm") else 1000
-    large,(lo,hi) = np.log(total/ranges.length[0])/np.log(ranges.length[1]/ranges.length[0]),ranges.mass
-    settle(spec, lo*(hi/lo)**((large+rng.random())/2))
+    settle(spec, heft(rng, total, ranges.length, ranges.mass))
     base.pos = [0,0,total]
     driven = driven+[k for k,l in enumerate(links) if k not in driven and l.joint=="hinge" and rng.random()<ranges.motors/2]
     kind = str(rng.choice(ranges.kinds))
@@ -313,9 +309,8 @@ def chain_body(
         links = [replace(l, parent=l.parent-1) for l in rest]
     frame(links, base, touch)
     if plan=="swimmer" and rng.random()<ranges.fins: add_fins(spec, links[int(rng.integers(len(links))):], normal, rng)
-    large,(lo,hi) = np.log(total/ranges.length[0])/np.log(ranges.length[1]/ranges.length[0]),ranges.mass
-    if plan!="swimmer": settle(spec, lo*(hi/lo)**((large+rng.random())/2))
-    else: settle(spec, float(np.clip(spec.compile().body_subtreemass[0]*draw(rng, ranges.light), lo, hi)))
+    if plan!="swimmer": settle(spec, heft(rng, total, ranges.length, ranges.mass))
+    else: settle(spec, float(np.clip(spec.compile().body_subtreemass[0]*draw(rng, ranges.light), *ranges.mass)))
     if plan=="snake": base.pos = [0,0,rng.uniform(0,.01)*total-lowest(spec.compile())]
     return flex(spec, links)
 

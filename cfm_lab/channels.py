@@ -39,7 +39,7 @@ def channel_spec(
     actions:Sequence[str]=(),
     angles:Sequence[str]=(),        # those of `names` that are angles, rad
     velocities:Mapping|None=None,   # position → the recorded column that is its velocity
-    targets:Mapping|None=None,      # action → channel whose wanted value it is
+    targets:Mapping|None=None,      # action → column whose wanted value it is
     acts:Mapping|None=None,         # action → channel that it pushes
     source:str="",                  # where the data came from, in its own words
 )->Spec:
@@ -54,17 +54,19 @@ def channel_spec(
     if not free: raise BadInput("no state", where, "a robot needs at least one channel", "Name the columns of the state.")
     bodies = (Body("world",-1,(0.,0,0),(1.,0,0,0),0.,(0.,0,0),(1.,0,0,0),(0.,0,0)), *(Body(n,0,(0.,0,0),(1.,0,0,0),0.,(1.,0,0),(1.,0,0,0),(0.,0,0)) for n in free))
     joints = tuple(Joint(n, "hinge" if n in angles else "slide", i+1, axis=(1.,0,0) if n in angles else (0.,0,1)) for i,n in enumerate(free))
-    at = {a:free.index(c) for a,c in (acts|targets).items() if c in free}
+    of = {v:n for n,v in velocities.items()}                  # velocity → its position
+    at = {a:free.index(of.get(c,c)) for a,c in (acts|targets).items()}
     moment,loose = np.zeros((len(actions),len(free))),[a for a in actions if a not in at]
     for u,a in enumerate(actions): moment[u] = np.eye(len(free))[at[a]] if a in at else _patterns(len(free))[loose.index(a)%len(free)]
-    commands = tuple(Command(a, "position" if a in targets else "motor", gain=1., bias=(0.,-1. if a in targets else 0.,0.)) for a in actions)
+    law = lambda a: ("motor",(0.,0.,0.)) if a not in targets else ("velocity",(0.,0.,-1.)) if targets[a] in of else ("position",(0.,-1.,0.))
+    commands = tuple(Command(a, law(a)[0], gain=1., bias=law(a)[1]) for a in actions)
     lacks = ("card", *(f"velocity of {n}" for n in free if n not in velocities))
     return Spec(check_slug(id,"spec id"), id, source or id, float(dt), bodies, joints, commands, ActionMap.identity(actions, *np.full((2,len(actions)),[[-np.inf],[np.inf]])),
         np.zeros(2*len(free)), moment, moment!=0, np.ones(len(free)), np.array([j.axis for j in joints],float), np.zeros((len(free),3)), lacks=lacks)
 
 # %% ../nbs/21a_channels.ipynb #e75b6390
 def backward(
-    x_T,                # positions, s apart
+    x_T,                # positions, `dt` apart, `(T,)`
     dt:float,
     angle:bool=False,
 ):                      # velocities, `(T,)`
@@ -110,9 +112,9 @@ class Columns:
     dt:float|None = None                      # control step, s
     episode:str|None = None                   # equal numbers: one episode; None: the whole table is one
     angles:Sequence[str] = ()                 # those of `state` that are angles
-    degrees:bool = False                      # are the angles and their velocities in degrees?
+    degrees:bool = False                      # are the angles, their velocities and wanted values in degrees?
     velocities:Mapping = field(default_factory=dict)   # position → column of its velocity
-    targets:Mapping = field(default_factory=dict)      # action → channel whose wanted value it is
+    targets:Mapping = field(default_factory=dict)      # action → column of `state` whose wanted value it is
     acts:Mapping = field(default_factory=dict)         # action → channel that it pushes
     reward:str|None = None
     sensors:Sequence[str] = ()                # further columns to keep
@@ -136,10 +138,15 @@ def clock(
     return dt, bool((abs(d-dt)<UNEVEN*dt).all())
 
 # %% ../nbs/21a_channels.ipynb #3029d780
+def _unwrapped(x_T, turn):           # an angle without jumps of a whole turn; a gap stays a gap, the rows after it go on
+    out,ok = np.array(x_T,float),np.isfinite(x_T)
+    out[ok] = np.unwrap(out[ok], period=turn)
+    return out
+
 def _even(table, columns, dt):       # the table on a grid of step dt
     t = table[columns.time]
     grid = t[0]+dt*np.arange(int(np.floor((t[-1]-t[0])/dt+1e-6))+1)
-    wrap = lambda n,x: np.interp(grid, t, np.unwrap(x)) if n in columns.angles else np.interp(grid, t, x)
+    wrap = lambda n,x: np.interp(grid, t, _unwrapped(x, 360. if columns.degrees else 2*np.pi) if n in columns.angles else x)
     held = {*columns.action, columns.episode}            # commands are held, not blended
     return {n: x[np.clip(np.searchsorted(t,grid+1e-9,side="right")-1,0,None)] if n in held else wrap(n,x) for n,x in table.items()}
 
@@ -157,7 +164,9 @@ def table_episode(
         k = turn if j.kind=="hinge" else 1.
         q.append(k*table[j.name]); v.append(backward(q[-1],spec.dt,j.kind=="hinge") if no else k*table[columns.velocities[j.name]])
     state_TC = np.stack(q+v, -1).astype(float)
-    action_TA = np.stack([table[a] for a in columns.action],-1).astype(float) if columns.action else np.zeros((len(state_TC),0))
+    bent = {c for n in columns.angles for c in (n,columns.velocities.get(n,n))}            # what degrees are the unit of
+    wanted = lambda a: turn*table[a] if columns.targets.get(a) in bent else table[a]
+    action_TA = np.stack([wanted(a) for a in columns.action],-1).astype(float) if columns.action else np.zeros((len(state_TC),0))
     valid_T = np.isfinite(state_TC).all(-1)&np.isfinite(action_TA).all(-1)
     return Episode(spec.id, state_TC, action_TA, action_TA, np.zeros(0), spec.dt, seed, task, "recorded", valid_T,
         table[columns.reward].astype(float) if columns.reward else None, {s:table[s] for s in columns.sensors})
@@ -180,7 +189,10 @@ def split_table(
 def table_episodes(
     tables:Sequence[Mapping],   # one per episode
     columns:Columns,
-    id:str, source:str="", task:str="", where:str="table",
+    id:str,                     # of the spec, a slug
+    source:str="",              # where the data came from, in its own words
+    task:str="",                # of the episodes
+    where:str="table",          # named in the error
 )->tuple:                       # spec, episodes, `Transfer` of none as yet
     "A spec and its episodes from tables."
     kept = [(i,t) for i,t in enumerate(tables) if len(t[columns.state[0]])>1] if columns.state else []

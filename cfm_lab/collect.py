@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXPLORE', 'CHUNK', 'TRAINING', 'WIDE', 'RECIPES', 'Part', 'Recipe', 'LabelledRecipe', 'labelled_recipe',
-           'episode_seed', 'Piece', 'pieces_of', 'simulate', 'work', 'side_by_side', 'results', 'only_one',
-           'dataset_path', 'prepare', 'collect', 'replay_check', 'data_card', 'small_recipe', 'slice_recipe',
-           'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe', 'validation_recipe']
+           'episode_seed', 'Piece', 'behaviours_of', 'pieces_of', 'simulate', 'work', 'side_by_side', 'results',
+           'only_one', 'dataset_path', 'prepare', 'collect', 'replay_check', 'small_recipe', 'slice_recipe',
+           'zoo_parts', 'pretrain_recipe', 'first_run_recipe', 'target_recipe']
 
 # %% ../nbs/21_collect.ipynb #daeb91e0
 import fcntl, hashlib, multiprocessing, os, shutil, signal, threading, time
@@ -20,7 +20,7 @@ from typing import Callable, Sequence
 import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, check_slug
-from .artifacts import data_root, inside, locked, plain, read_json
+from .artifacts import data_root, inside, locked, plain
 from .store import Store, create_store, format_of, open_store
 from .upkeep import compact, rebuild, to_compact
 
@@ -51,10 +51,10 @@ class Recipe:
     labels = False                     # are frame and contacts recorded? see `labelled_recipe`
     @property
     def transitions(self)->int: return sum(p.transitions for p in self.parts)
-    def __repr__(self): return f"Recipe {self.name}: {len(self.parts)} parts, {sum(p.episodes*len(p.tasks) for p in self.parts)} episodes, {self.transitions} transitions, seed {self.seed}"
+    def __repr__(self): return f"{type(self).__name__} {self.name}: {len(self.parts)} parts, {sum(p.episodes*len(p.tasks) for p in self.parts)} episodes, {self.transitions} transitions, seed {self.seed}"
 
 # %% ../nbs/21_collect.ipynb #0d86bab0
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelledRecipe(Recipe):
     "A recipe whose episodes have labels."
     labels:bool = True
@@ -94,6 +94,15 @@ def _has_expert(task):
     from cfm_lab.behaviors import expert
     return expert(task) is not None
 
+def behaviours_of(
+    recipe:Recipe,
+    part:Part,
+)->tuple:                     # of names
+    "The behaviours that a part's episodes take in turn: experts only where there is one."
+    names = tuple(b for b in recipe.behaviours if not b.startswith("expert") or not part.bodies and _has_expert(part.task))
+    if not names: raise BadInput(f"no behaviour is left for {part.task}", f"recipe {recipe.name}", f"it asks for {', '.join(recipe.behaviours) or 'none'}, and there is no such expert", f"Add one to its behaviours: {EXPLORE[0]}, say.")
+    return names
+
 def pieces_of(
     recipe:Recipe,
     store:Store|None=None,    # what is there is left out
@@ -102,7 +111,7 @@ def pieces_of(
     "The work that is still to be done."
     out,most = [],min(CHUNK, max(1, sum(p.episodes*len(p.tasks) for p in recipe.parts)//(2*workers))) if workers>1 else CHUNK
     for p in recipe.parts:
-        names = tuple(b for b in recipe.behaviours if not b.startswith("expert") or not p.bodies and _has_expert(p.task))
+        names = behaviours_of(recipe, p)
         for n,task in enumerate(p.tasks):
             done = store.done(task,p.split) if store else set()
             todo = [i for i in range(p.episodes) if episode_seed(recipe.seed,task,i,p.split) not in done]
@@ -159,7 +168,7 @@ def side_by_side(
     try:
         doing = {pool.submit(function,*job):i for i,job in enumerate(jobs)}
         for f in as_completed(doing): yield doing[f],f.result()
-    except BrokenProcessPool: raise RuntimeError("a worker ended unexpectedly (killed, or out of memory?); what was finished is safe, call again to go on") from None
+    except BrokenProcessPool: raise BadInput("a worker ended unexpectedly", str(Path(hold).parent) if hold else "", "killed, or out of memory?", "What was finished is safe: call again to go on.") from None
     except BaseException:
         for p in list(pool._processes.values()): p.terminate()
         raise
@@ -206,7 +215,11 @@ def prepare(
     root = Path(root) if root else dataset_path(recipe.name)
     if not (root/"cfm_dataset.json").exists():
         from cfm_lab.tasks import get_task            # not needed to open what is there
+        from cfm_lab.behaviors import BEHAVIOURS
         for t in {t for p in recipe.parts for t in p.tasks[:1]}: get_task(t)
+        for b in recipe.behaviours:
+            if b not in (there := (*BEHAVIOURS,"expert","expert-noisy")): raise BadInput(f"no behaviour {b!r}", f"recipe {recipe.name}", mend=f"There are {', '.join(there)}.")
+        for p in recipe.parts: behaviours_of(recipe, p)
         root.mkdir(parents=True, exist_ok=True)
         need,free = recipe.transitions*1500,shutil.disk_usage(root).free      # humanoid: 1,100 bytes a transition
         if need>free: raise BadInput(f"would need about {need/1e6:,.0f} MB", str(root), f"{free/1e6:,.0f} MB are free", "Collect less, or set CFM_DATA to a larger disk.")
@@ -252,19 +265,14 @@ def replay_check(
     eps = list(islice(filter(ours,sample), n))
     return dict(checked=len(eps), equal=sum(bool(np.array_equal(replay(load(e.task),e), e.state_TC)) for e in eps))
 
-# %% ../nbs/21_collect.ipynb #bd012290
-def data_card(
-    store:Store,
-)->dict:
-    "A data set's card with what its making cost."
-    f = store.root/"collected.json"
-    return (dict(collected=read_json(f)) if f.exists() else {}) | store.card()
-
 # %% ../nbs/21_collect.ipynb #e0941a00
 @patch
 def limits_kept(self:Recipe,
     store:Store,
-    least=.002, robot=.15, family=.15, families=.6,
+    least:float=.002,     # smallest share of a registered task
+    robot:float=.15,      # largest of one robot
+    family:float=.15,     # largest of one family
+    families:float=.6,    # largest of all families together
 )->list:                # of sentences, empty if all is well
     "Where the data set breaks the rules of the mixture: shares of tasks, robots and families."
     c,out = store.card(),[]
@@ -339,14 +347,3 @@ def target_recipe(
     "Test set, reference split and adaptation episodes of one task."
     parts = Part(task,test,200,split="test"), Part(task,reference,200,split="reference"), Part(task,adapt,100,split="adapt")
     return Recipe(f"exam/{task}-v0" if adapt==30 else f"exam/{task}-{adapt}-v0", tuple(p for p in parts if p.episodes), seed)
-
-# %% ../nbs/21_collect.ipynb #1c375e90
-def validation_recipe(
-    seed:int=0,
-    episodes:int=12,      # of each robot
-    bodies:int=6,         # of each family, numbered from a million on
-)->Recipe:
-    "A small validation set: finger, Pusher, drawn walkers and arms."
-    tasks = "dm-finger-spin","gym-pusher"
-    families = [Part(f,2,200,bodies=bodies,first=1_000_000,split="validation") for f in ("walker-family","arm-family")]
-    return Recipe("cfm/validation-v0", tuple(Part(t,episodes,200,split="validation") for t in tasks)+tuple(families), seed)

@@ -24,9 +24,9 @@ def open_loop(
     spec:Spec,
     episodes:Sequence[Episode],
     unit_2J,                 # of each degree of freedom's position and velocity; 0: it does not count
+    rows:int,                # of an episode that are used: those of the shortest
 ):                           # mean error at each horizon, as far as the episodes reach
     "Error of imagined futures of these episodes, of the robot itself."
-    rows = min(len(e) for e in episodes)
     far = min(max(HORIZONS),rows-PAST)
     if far<1: raise BadInput(f"episodes of {rows} rows", "crossfit", f"{PAST} are read before anything is predicted", "Pass longer ones.")
     starts = np.unique(np.linspace(0,rows-PAST-far,STARTS).astype(int))
@@ -80,17 +80,17 @@ def cross_fit(
     "Fine-tune once per fold, choose length and share by what was held back, average."
     K = min(folds,len(episodes))
     if K<2: raise BadInput(f"{len(episodes)} episodes in {folds} folds", "cross_fit", "one is to be held back, and one to be learned from", "Pass two episodes at least, or use `adapt`.")
-    old,unit = {n:p.detach().clone() for n,p in model.state_dict().items()},units(spec,episodes)
+    old,unit,rows = {n:p.detach().clone() for n,p in model.state_dict().items()},units(spec,episodes),min(len(e) for e in episodes)
     member,members,errors = copy.deepcopy(model),[],{}
     for f in range(K):
         inside,outside = [e for i,e in enumerate(episodes) if i%K!=f],[e for i,e in enumerate(episodes) if i%K==f]
         member.load_state_dict(old)
-        errors.setdefault((0,0.),[]).append(open_loop(member.eval(),spec,outside,unit))
+        errors.setdefault((0,0.),[]).append(open_loop(member.eval(),spec,outside,unit,rows))
         along = weights_along(member,spec,inside,lr,marks,10*seed+f,size)
         for steps,new in along.items():
             for share in shares:
                 member.load_state_dict(blend(old,new,share))
-                errors.setdefault((steps,share),[]).append(open_loop(member.eval(),spec,outside,unit))
+                errors.setdefault((steps,share),[]).append(open_loop(member.eval(),spec,outside,unit,rows))
         members.append(along)
     mean = {k:np.mean(e,0) for k,e in errors.items()}
     gain = {k:float(np.exp(np.log(e/mean[0,0.]).mean())) for k,e in mean.items() if k[0]}

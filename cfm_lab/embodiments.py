@@ -164,8 +164,6 @@ def joints_of(
     return tuple(one(j) for j in range(model.njnt))
 
 # %% ../nbs/10_embodiments.ipynb #a82a8a40
-_LAGS = {mjtDyn.mjDYN_FILTER, mjtDyn.mjDYN_FILTEREXACT, mjtDyn.mjDYN_MUSCLE}
-
 def force_law(
     model:mujoco.MjModel,
     u:int,                # index of the actuator
@@ -219,9 +217,9 @@ def commands_of(
         low,high = _tup(model.actuator_ctrlrange[u]) if model.actuator_ctrllimited[u] else (-np.inf,np.inf)
         length = float(data.actuator_length[u])
         kind,gain,bias = force_law(model, u, length)
-        tau = float(model.actuator_dynprm[u,0]) if model.actuator_dyntype[u] in _LAGS else 0.
         force = _tup(model.actuator_forcerange[u]) if model.actuator_forcelimited[u] else None
         lag = _LAG.get(mjtDyn(model.actuator_dyntype[u]),"")
+        tau = float(model.actuator_dynprm[u,0]) if lag not in ("","integrator") else 0.
         active = _tup(model.actuator_actrange[u]) if model.actuator_actlimited[u] else None
         out.append(Command(name, kind, low, high, gain, bias, length, tau, force, transmission(model,u), _tup(model.actuator_gear[u]), lag, bool(model.actuator_actearly[u]), active))
     bodies = element_names(model, mjtObj.mjOBJ_BODY, model.nbody)

@@ -16,7 +16,6 @@ from .base import BadInput, Report, Spec
 
 # %% ../nbs/70_figures.ipynb #94948730
 METHODS = {   # name: label, colour, dash
-    "pretrained":        ("pre-trained",       "#0072B2", "solid"),
     "minutes":           ("pre-trained for minutes", "#56B4E9", "solid"),
     "shipped":           ("as shipped",        "#0072B2", "solid"),
     "fine_tuned":        ("fine-tuned",        "#0072B2", "solid"),
@@ -30,7 +29,6 @@ METHODS = {   # name: label, colour, dash
     "learned_nocard":    ("learned, no card",  "#0072B2", "dash"),
     "learned_scratch":   ("from scratch",      "#D55E00", "solid"),
     "mechanics":         ("with mechanics",    "#332288", "solid"),
-    "mechanics_scratch": ("with mechanics, from scratch", "#882255", "solid"),
     "rigid_guess":       ("rigid-body guess, untrained", "#332288", "dash"),
 }
 REFERENCES = tuple(m for m,(_,_,dash) in METHODS.items() if dash=="dot")
@@ -115,11 +113,13 @@ def learning_curves(
     report:Report,            # rows of metrics "MAE" and "MAE seed"
     robot:str,
     horizon:int=1,
-    methods:Sequence=("pretrained","scratch"),
+    methods:Sequence=("learned","learned_scratch"),
     transitions:int=100,      # of an episode
 )->go.Figure:
     "Error over target episodes, every seed a thin line, the best reference dashed."
     rows = report.where(robot=robot,horizon=horizon)
+    for m in methods:
+        if not len(rows.where(metric="MAE",method=m)): raise BadInput(f"no errors of {m!r} on {robot}, {horizon} ahead", "learning_curves", f"there are {', '.join(rows.where(metric='MAE').values('method')) or 'none'}", "Choose among these.")
     ns = sorted(rows.where(metric="MAE").values("data_n"))
     at = {n:i for i,n in enumerate(ns)}
     fig = go.Figure()

@@ -277,6 +277,8 @@ def check_model(
     if model.narena>.75*limits.memory: raise BadInput(f"would need {model.narena/1e9:.3g} GB for contacts", where, f"the limit is {.75e-9*limits.memory:.3g} GB", "Set <size memory>.")
 
 # %% ../nbs/12a_foreign.ipynb #95343e00
+_BAD = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{n}")) for n in ("QPOS","QVEL","QACC","CTRL")]
+
 def try_out(
     model:mujoco.MjModel,
     n_substeps:int,         # simulator steps per control step
@@ -295,7 +297,7 @@ def try_out(
         data.ctrl[:] = rng.uniform(low, high)
         mujoco.mj_step(model, data, n_substeps)
         state = np.r_[data.qpos,data.qvel]
-        if not np.isfinite(state).all() or abs(data.qvel).max()>limits.speed or any(w.number for w in data.warning[4:7]):
+        if not np.isfinite(state).all() or abs(data.qvel).max()>limits.speed or any(data.warning[i].number for i in _BAD):
             raise BadInput(f"the simulation diverges after {t+1} control steps", where, f"random commands drive it beyond {limits.speed:g} rad/s or m/s", "Use a smaller time step, more damping or armature, or narrower control ranges.")
     model.opt.disableflags = flags
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Things', 'shape', 'add_thing', 'depth', 'lifted', 'GripperRanges', 'across', 'reaching_joint', 'reaching',
            'parallel_fingers', 'hinged_fingers', 'felt', 'follow', 'close_finger', 'grip', 'add_table', 'habits',
-           'heft', 'apart', 'add_gripper', 'gripper_frame', 'room', 'under', 'gripper_spec', 'gripper', 'HandRanges',
-           'places', 'digit', 'wrist', 'attitude', 'hand_plan', 'hand_frame', 'bend_fingers', 'hand_spec', 'hand',
-           'PushRanges', 'pusher', 'pushing_arm', 'strew', 'push_spec', 'push']
+           'apart', 'add_gripper', 'gripper_frame', 'room', 'under', 'gripper_spec', 'gripper', 'HandRanges', 'places',
+           'digit', 'wrist', 'attitude', 'hand_plan', 'hand_frame', 'bend_fingers', 'hand_spec', 'hand', 'PushRanges',
+           'pusher', 'pushing_arm', 'strew', 'push_spec', 'push']
 
 # %% ../nbs/10f_hands.ipynb #e95da360
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import numpy as np
 import mujoco
 from mujoco import MjSpec, mjtEq, mjtGeom, mjtIntegrator, mjtJoint, mjtObj
 from .arms import ArmRanges, arm_plan, bind, rotated
-from .building import Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
+from .building import Drive, Link, actuate, draw, dress, first_steady, frame, heft, scene, settle
 
 # %% ../nbs/10f_hands.ipynb #c2a5f290
 @dataclass(frozen=True)
@@ -256,16 +256,6 @@ def habits(
     kind,lag = str(rng.choice(kinds)),draw(rng, drive.lag) if rng.random()<drive.lags else 0.
     if kind!="motor" and spec.option.integrator==mjtIntegrator.mjINT_EULER: spec.option.integrator = mjtIntegrator.mjINT_IMPLICITFAST
     return kind,lag,bool(kind!="motor" and rng.random()<.5)
-
-# %% ../nbs/10f_hands.ipynb #c86802a0
-def heft(
-    rng:np.random.Generator,
-    length:float, lengths:tuple,   # of the body, and their range, m
-    masses:tuple,                  # kg
-)->float:                          # kg
-    "Draw a mass; longer bodies are heavier."
-    large = np.clip(np.log(length/lengths[0])/np.log(lengths[1]/lengths[0]), 0, 1)
-    return float(masses[0]*(masses[1]/masses[0])**((large+rng.random())/2))
 
 # %% ../nbs/10f_hands.ipynb #02cc2a30
 def apart(

@@ -190,7 +190,7 @@ def from_mat(
         t = {n:x for v in variables for n,x in _named(parts[v][k],variables[v],v,path).items()}
         if len({len(x) for x in t.values()})!=1: raise BadInput("its variables have different numbers of rows", str(path), f"episode {k}", "Save them alike.")
         tables += split_table(t, columns, str(path))
-    if dt_variable: columns = replace(columns, dt=float(_cells(found[dt_variable],dt_variable,path)[0].ravel()[0]) if _cells(found[dt_variable],dt_variable,path)[0].size==1 else 0.)
+    if dt_variable: said = [v for x in _cells(found[dt_variable],dt_variable,path) for v in x.ravel()]; columns = replace(columns, dt=float(said[0]) if len(said)==1 else 0.)
     name = slug(name or path.stem)
     spec,eps,what = table_episodes(tables, columns, name, path.name, name, str(path))
     return take_in(as_store(store), spec, eps, what, split)
@@ -257,7 +257,7 @@ def known_episode(
     "An episode of a robot that we know."
     from cfm_lab.tasks import load
     scene = load(task); spec = scene.spec
-    if np.ndim(state_TC)!=2 or np.ndim(action_TA)!=2 or (state_TC.shape[1],action_TA.shape[1])!=(spec.C,spec.A):
+    if np.ndim(state_TC)!=2 or np.ndim(action_TA)!=2 or (state_TC.shape[1],action_TA.shape[1])!=(spec.C,spec.A) or not 0<len(state_TC)==len(action_TA):
         raise BadInput(f"its state and action have shapes {np.shape(state_TC)} and {np.shape(action_TA)}", where, f"{task} has {spec.C} channels and {spec.A} actions", "Name the task that made the data, or none.")
     initial,_,last = scene.reset(np.random.default_rng(0))
     initial[:] = 0; initial[1:1+spec.C] = state_TC[0]
@@ -266,9 +266,14 @@ def known_episode(
     return spec, Episode(spec.id, np.asarray(state_TC,float), a, spec.action(a,last), initial, spec.dt, seed, task, "recorded", None, reward_T, sensors or {})
 
 # %% ../nbs/22_interop.ipynb #d55b9f00
+def _short(n): return f"{n} episodes of fewer than two rows"
+
 def _known(task, pairs, store, split, lost, where, limit=.5):
     from cfm_lab.tasks import load
-    eps = [e for _,e in pairs]; off = strangeness(task, eps)
+    eps = [e for _,e in pairs if len(e)>1]
+    if not eps: raise BadInput("holds no transition", where, f"{len(pairs)} episodes, none of two rows", "Check what tells the episodes apart.")
+    if len(eps)<len(pairs): lost = [*lost, _short(len(pairs)-len(eps))]
+    off = strangeness(task, eps)
     if off>limit: raise BadInput(f"is not {task}", where, f"simulated steps miss the recorded ones by {100*off:.0f} %", "Name the task that made the data, or none: it enters as channels.")
     return take_in(store, load(task).spec, eps, Transfer(0,0,tuple(lost),(f"that the model is that of {task}: simulated steps miss the recorded ones by {100*off:.1g} %", "time, activations and edits at the start: zero, none")), split)
 
@@ -302,11 +307,12 @@ def from_d4rl(
         x = np.concatenate([get("infos/qpos"),get("infos/qvel")],-1) if task else get("observations")
         r = get("rewards").astype(float).ravel() if "rewards" in tree else None
     if x.ndim!=2 or a.ndim!=2 or len({len(y) for y in (x,a,end,out,r) if y is not None})!=1: raise BadInput("its arrays don't match", str(path), f"states {x.shape}, actions {a.shape}, terminals {end.shape}", "Check that it is a D4RL data set.")
-    lost = ["observations: they follow from the state"] if task else [f"{n}" for n in tree if n.startswith(("infos/","metadata/"))][:8]
+    lost = ["observations: they follow from the state"] if task else [n for n in tree if n.startswith(("infos/","metadata/"))][:8]
     if out is None: lost.append("which episodes ended by time (timeouts): a reset may look like a step")
     cut = np.flatnonzero(end|(out if out is not None else False))+1
     flags = dict(terminated=end)|({"truncated":out} if out is not None else {})
-    pieces = [s for s in map(lambda b: slice(*b), zip(np.r_[0,cut],np.r_[cut,len(x)])) if s.stop-s.start>1]
+    whole = [slice(a,b) for a,b in zip(np.r_[0,cut],np.r_[cut,len(x)]) if b>a]; pieces = [s for s in whole if s.stop-s.start>1]
+    if len(pieces)<len(whole): lost.append(_short(len(whole)-len(pieces)))
     if task: return _known(task, [known_episode(task, x[s], a[s], None if r is None else r[s], {k:v[s] for k,v in flags.items()}, i, str(path)) for i,s in enumerate(pieces)], as_store(store), split, lost, str(path))
     table = _wide("observation",x)|_wide("action",a)|({} if r is None else dict(reward=r))|flags
     columns = _own(columns, table, dt)
@@ -323,7 +329,7 @@ def words(
 )->dict:           # JSON-ready
     "All of an episode that isn't a row per step."
     return seal(dict(hash=episode_hash(ep), seed=int(ep.seed), task=ep.task, behaviour=ep.behaviour, dt=float(ep.dt), initial=ep.initial.tolist(), edits=[[e.field,e.name,list(e.value)] for e in ep.edits],
-        reward=ep.reward_T is not None, command="action" if same_command(ep) else "own", sensors={f"sensor.{n}".replace("/","_"):n for n in ep.sensors}))
+        reward=ep.reward_T is not None, command="action" if same_command(ep) else "own", sensors={f"sensor.{n}".replace("/","_"):n for n in ep.sensors}, shapes={n:[np.asarray(x).dtype.str,*np.shape(x)[1:]] for n,x in ep.sensors.items()}))
 
 # %% ../nbs/22_interop.ipynb #7ab956c0
 def with_words(
@@ -560,8 +566,8 @@ def _frames(ep, spec):          # feature → array of an episode
     out = {"observation.state":ep.state_TC[:,told(spec)], "action":ep.action_TA, "valid":ep.valid_T}
     if not same_command(ep): out["command"] = ep.command_TU
     if ep.reward_T is not None: out["next.reward"] = ep.reward_T
-    out |= {f"sensor.{n}".replace("/","_"):np.asarray(x) for n,x in ep.sensors.items()}
-    return {n:x for n,x in out.items() if x.ndim==1 or (x.ndim==2 and x.shape[1])}
+    out |= {f"sensor.{n}".replace("/","_"):np.reshape(x,(len(x),-1)) if np.ndim(x)>2 and np.size(x) else np.asarray(x) for n,x in ep.sensors.items()}
+    return {n:x for n,x in out.items() if x.ndim==1 or x.size}
 
 def _names(n, spec):
     return {"observation.state":[c.name for c,t in zip(spec.channels,told(spec)) if t], "action":list(spec.action.names), "command":[c.name for c in spec.commands]}.get(n)
@@ -573,7 +579,7 @@ def _index(frames, ep_index, start, task, dt):
 
 def _stats(x):                  # as LeRobot has them, over finite rows
     x = np.asarray(x,float).reshape(len(x),-1); x = x[np.isfinite(x).all(-1)]
-    x = x if len(x) else np.zeros((1,1))
+    x = x if len(x) else np.zeros((1,x.shape[1]))
     return dict(min=x.min(0).tolist(), max=x.max(0).tolist(), mean=x.mean(0).tolist(), std=x.std(0).tolist(), count=[len(x)])
 
 # %% ../nbs/22_interop.ipynb #ba6ffc60
@@ -635,7 +641,7 @@ def to_lerobot(
     tasks = list(dict.fromkeys(e.task for e in found))
     first = _frames(store.read(found[0]),spec)
     rate = 1/spec.dt; fps = round(rate) if abs(rate-round(rate))<1e-6*rate else rate
-    lost = ["float64 in torch: LeRobot's reader hands out float32, the file has all digits"]+[f"sensor {n}: {np.ndim(x)} dimensions" for n,x in store.read(found[0]).sensors.items() if np.ndim(x)>2]
+    lost = ["float64 in torch: LeRobot's reader hands out float32, the file has all digits"]
     if not isinstance(fps,int): lost.append(f"a whole number of frames per second: {fps:.6g}")
     starts,stats,told_words = np.r_[0,np.cumsum([e.rows for e in found])],[],[seal(spec_to_dict(spec))]
     for e in found:                # one pass for statistics: the header lines come before the data
@@ -756,7 +762,8 @@ def from_lerobot(
     if (folder/"meta/cfm_lab.jsonl").exists(): return _take_ours(folder, store, eps, feats, split)
     eps,tasks = list(eps),_lerobot_tasks(folder)
     if task:
-        pairs = [known_episode(task, e["observation.state"].astype(float), e["action"].reshape(len(e["action"]),-1), None, None, i, where) for i,e in enumerate(eps) if "action" in e]
+        if "action" not in feats: raise BadInput("there is no feature 'action'", where, f"{task} is driven by actions", "Leave task away: it enters as channels.")
+        pairs = [known_episode(task, e["observation.state"].reshape(len(e["frame_index"]),-1).astype(float), e["action"].reshape(len(e["frame_index"]),-1), None, None, i, where) for i,e in enumerate(eps)]
         return _known(task, pairs, as_store(store), split, lost, where)
     state,acts = feats["observation.state"][1],[f"action.{n}" if not n.startswith("action") else n for n in feats["action"][1]] if "action" in feats else []
     others = [n for n in feats if n not in (*_PLACE,"observation.state","action","next.reward")]
@@ -771,6 +778,11 @@ def from_lerobot(
     return take_in(as_store(store), spec, named, replace(what, lost=(*what.lost,*lost,*(["the tasks' wording: their slugs stay"] if label else []))), split)
 
 # %% ../nbs/22_interop.ipynb #3fa9ec20
+def _sensors(w, e, T):                     # in their own shapes: a row of Parquet is flat, and one without numbers is not there
+    own = w.get("shapes")                  # exports of before have none
+    if own is None: return {n:e[c] for c,n in w["sensors"].items() if c in e}
+    return {n:np.asarray(e.get(c,()),own[n][0]).reshape(T,*own[n][1:]) for c,n in w["sensors"].items()}
+
 def _take_ours(folder, store, eps, feats, split):
     lines = _jsonl(folder/"meta/cfm_lab.jsonl"); where = str(folder/"meta/cfm_lab.jsonl")
     spec = their_spec(lines[0] if lines else None, where)
@@ -781,6 +793,6 @@ def _take_ours(folder, store, eps, feats, split):
             w,T = lines[k+1],len(e["frame_index"])
             unseal(w, f"{where}, episode {k}")
             flat = lambda n,width: e[n].reshape(T,-1) if n in e else np.zeros((T,width))
-            yield with_words(spec, w, filled(spec,flat("observation.state",0)), flat("action",spec.A), flat("command",spec.U), e["valid"], e.get("next.reward"), {n:e[c] for c,n in w["sensors"].items() if c in e}, where)
+            yield with_words(spec, w, filled(spec,flat("observation.state",0)), flat("action",spec.A), flat("command",spec.U), e["valid"], e.get("next.reward"), _sensors(w,e,T), where)
     try: return take_in(as_store(store), spec, made(), Transfer(0,0), split)
     except (KeyError,ValueError,TypeError,AttributeError) as err: raise err if isinstance(err,BadInput) else BadInput("doesn't fit its own spec", where, repr(err)[:80], "Copy it again.") from None

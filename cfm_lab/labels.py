@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 from mujoco import MjModel, MjSpec, mjtObj, mjtSensor
 from .base import BadInput
-from .edits import physical_fields, rows
+from .edits import _LOOKS, physical_fields, rows
 from .packages import PACKAGES
 from .scenes import Scene, Task
 
@@ -69,7 +69,6 @@ def add_sensors(
 
 # %% ../nbs/12e_labels.ipynb #1e42b930
 _NOT_COMPARED = ("name","nname","sensor","nsensor","nbuffer","npaths","signature","cam_","light_","mat_","tex_","skin_")
-_LOOKS = ("_rgba","_user","_matid","_group")
 _NUMBERS = (np.ndarray,np.generic,int,float)
 
 def others(
@@ -87,6 +86,7 @@ def twin(
     source:MjSpec,     # what the scene's model is compiled from; changed
 )->MjModel:
     "The scene's base model with our sensors; `BadInput` if it is another model."
+    if len(source.bodies)!=scene.base.nbody: raise BadInput("compiled again, its model is another", scene.task.id, "it has another number of bodies", "Record it without labels.")
     frame = next(i for i,b in enumerate(scene.spec.bodies) if b.name==scene.spec.frame)
     model,base = add_sensors(source, frame, can_touch(scene.base)),scene.base
     for f in (*physical_fields(), *(f for f in dir(base) if f.startswith(("bvh_","hfield_data")))):
@@ -113,13 +113,12 @@ def labelled(
 )->Scene|None:          # None: no twin can be made of it
     "The scene with sensors in its model; it is made once."
     if not hasattr(scene,"_labelled"):
-        out = scene._labelled = copy.copy(scene)
+        out,source = copy.copy(scene),source_of(scene.task) if scene.task.package in PACKAGES else None
         out._edits,out.labels = (),Labels(len(scene.spec.bodies), tuple(can_touch(scene.base)))
-        source = source_of(scene.task) if scene.task.package in PACKAGES else None
-        if source is None: scene._labelled = None
-        else:
-            try: out.model = twin(scene, source)
-            except (BadInput,ValueError): scene._labelled = None
+        try:
+            if source is not None: out.model = twin(scene, source)
+        except ValueError: source = None             # another model, or one that MuJoCo won't compile with sensors
+        scene._labelled = out if source is not None else None        # last: whatever else is raised above, the next call tries again
     return scene._labelled
 
 # %% ../nbs/12e_labels.ipynb #052f0150

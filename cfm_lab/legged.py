@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import mujoco
 from mujoco import MjSpec, mjtGeom, mjtIntegrator, mjtJoint
-from .building import Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
+from .building import Drive, Link, actuate, draw, dress, first_steady, frame, heft, scene, settle
 
 # %% ../nbs/10b_legged.ipynb #6f9f38f0
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ def walker_spec(
     torso,radius,links = walker_plan(rng, ranges, height)
     body = root(spec, torso, radius, rng)
     frame(links, body, (1,int(rng.random()<ranges.touching)))
-    large,(lo,hi) = np.log(height/ranges.height[0])/np.log(ranges.height[1]/ranges.height[0]),ranges.mass
-    low = settle(spec, lo*(hi/lo)**((large+rng.random())/2))
+    low = settle(spec, heft(rng, height, ranges.height, ranges.mass))
     body.pos = [0,0,rng.uniform(0,.02)*height-low]
     if rng.random()<.5: spec.joint("root_z").ref = body.pos[2]
     force,inertia = dress(spec, links, rng, drive)
@@ -413,8 +412,7 @@ def legged_spec(
     hinges,grip = flex(spec, links),draw(rng, ranges.grip)
     for g in spec.geoms:
         if g.name.endswith("_ball") and not g.name.startswith("head"): g.friction = [grip,.005,.0001]
-    large,(lo,hi) = np.log(size/ranges.size[0])/np.log(ranges.size[1]/ranges.size[0]),ranges.mass
-    settle(spec, lo*(hi/lo)**((large+rng.random())/2))
+    settle(spec, heft(rng, size, ranges.size, ranges.mass))
     body.pos = [0,0,rng.uniform(0,.02)*size-lowest(spec.compile())]
     return spec,n,legged_motors(spec, hinges, rng, ranges)
 

@@ -146,7 +146,7 @@ def pieces(
     draw = np.repeat(first[picks],n) + rng.integers(0, np.repeat(many[picks],n))       # one call for all tasks
     rows,ends,out = starts[draw],np.cumsum(n).tolist(),[]
     for i,a,b in zip(picks.tolist(), [0,*ends], ends):
-        flat,(specs,index),some = corpus.flats[i],corpus.variants[i],np.sort(rows[a:b]) if b-a>1 else rows[a:b]
+        flat,(specs,index),some = corpus.flats[i],corpus.variants[i],np.sort(rows[a:b])
         if len(specs)==1: out.append((specs[0], take(flat, some, T))); continue
         shown = index[np.searchsorted(flat.ends, some, side="right")]
         out += [(specs[v], take(flat, some[shown==v], T)) for v in np.unique(shown)]

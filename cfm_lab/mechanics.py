@@ -179,7 +179,7 @@ def tendon_arrays(
 )->dict:
     "Paths and laws of the tendons."
     ts,(at,_),sites = list(lines(spec).values()),limbs(spec),{s.name:s for s in spec.sites}
-    spot = lambda name: (at[sites[name].body].link%(spec.J+1) if at[sites[name].body].link<spec.J else -1, at[sites[name].body].pos+at[sites[name].body].rot@np.array(sites[name].pos))
+    spot = lambda name: (at[sites[name].body].link if at[sites[name].body].link<spec.J else -1, at[sites[name].body].pos+at[sites[name].body].rot@np.array(sites[name].pos))
     legs = [(i,spot(a),spot(b)) for i,t in enumerate(ts) if is_line(t) for (_,a,_),(_,b,_) in zip(t.path,t.path[1:])]
     L,S = len(ts),len(legs)
     table = lambda f,*w: np.array([f(t) for t in ts],float).reshape(L,*w)

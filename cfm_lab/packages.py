@@ -291,7 +291,7 @@ def from_cfm_lab(
     _,name,seed = task.source.split("/")
     family = FAMILIES[name]
     model,action,n_substeps = family.make(int(seed))
-    home = model.key_qpos[0].copy() if model.nkey else model.qpos0.copy()
+    home = model.qpos0.copy()
     return Origin(model, n_substeps, action, spread_starts(model, home, family.spread), home)
 
 # %% ../nbs/12c_packages.ipynb #6aebc400
@@ -299,10 +299,10 @@ def from_foreign(
     task:Task,
 )->Origin:
     "A robot that is not registered."
-    from cfm_lab.foreign import extras, read_foreign
+    from cfm_lab.foreign import extras, home_qpos, read_foreign
     robot = read_foreign(task.id) if task.id.startswith("own-") else extras()[task.id]
     model = robot.model()
-    home = model.key_qpos[0].copy() if model.nkey else model.qpos0.copy()
+    home = home_qpos(model)
     n_substeps = getattr(robot, "n_substeps", max(1,round(.02/model.opt.timestep)))
     return Origin(model, n_substeps, control_map(model), spread_starts(model, home), home)
 

@@ -20,8 +20,9 @@ import panel as pn
 import plotly.graph_objects as go
 from bokeh.models import PrintfTickFormatter
 from fastcore.basics import patch
-from .artifacts import data_root, load_weights, project_root
+from .artifacts import data_root, load_weights
 from .base import BadInput, Dynamics, Episode, Spec, window
+from .cells import results_root
 from .figures import _GROW, beside, box, joined, mesh, moving_channels, placed, rollout_figure, rollout_lines, scene_figure, style
 from .references import ConstantVelocity, Persistence, RidgeARX
 
@@ -152,7 +153,7 @@ def weights_in(
 
 def default_models()->Shelf:
     "Shipped weights, references that need no data, and weights of runs."
-    ships = [weights_in(root/"pretrained") for root in (data_root(), (project_root() or Path.cwd())/"data")]
+    ships = [weights_in(root/"pretrained") for root in (data_root(), results_root().parent)]        # the project's, wherever this is called from
     references = dict(ridge_arx=RidgeARX(), constant_velocity=ConstantVelocity(), persistence=Persistence())
     return Shelf({**ships[1], **ships[0], **references, **weights_in(data_root()/"runs")})
 

@@ -8,14 +8,14 @@ __all__ = ['parameters', 'schema', 'check_parameters', 'parse_parameters', 'fing
            'read_status', 'run_study', 'table', 'text_table', 'write_report', 'read_report']
 
 # %% ../nbs/72_pipeline.ipynb #cf56cbd0
-import ast, hashlib, html, json, os, re, subprocess, sys, threading, time
+import ast, hashlib, html, json, os, re, shutil, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 from .base import BadInput, Report, check_slug
-from .cells import columns
+from .cells import columns, results_root
 from .artifacts import atomic_write, data_root, inside, new_run, read_json, write_json
 from .figures import REFERENCES, best_reference, style
 
@@ -31,7 +31,8 @@ def parameters(
 )->dict:             # name → default
     "What the cell tagged `parameters` declares."
     tagged = [c for c in _cells(path) if "parameters" in c.get("metadata",{}).get("tags",[])]
-    tree = ast.parse("".join(tagged[0]["source"])) if tagged else ast.Module([],[])
+    try: tree = ast.parse("".join(tagged[0]["source"]) if tagged else "")
+    except SyntaxError as e: raise BadInput(f"line {e.lineno} of the parameters cell is not Python", str(path), e.msg, "Write NAME = 3, 'text', [1, 2], True … and nothing else.") from None
     found = {}
     for node in tree.body:
         target = node.targets[0] if isinstance(node,ast.Assign) and len(node.targets)==1 else getattr(node,"target",None)
@@ -95,12 +96,18 @@ def fingerprint(
     path:Path,       # a notebook
     values:Mapping,  # its checked parameters
 )->str:              # 64 hexadecimal digits
-    "Hash of notebook, parameters and package."
+    "Hash of notebook, parameters, package, and committed results and weights."
     h = hashlib.sha256(json.dumps([[c["cell_type"],"".join(c["source"])] for c in _cells(path)]).encode())
     h.update(json.dumps(values, sort_keys=True, default=str).encode())
     for f in sorted(_package().glob("*.py")):
         if f.name!="_modidx.py": h.update(f.name.encode()+re.sub(rb"(?m)^# %%.*", b"", f.read_bytes()))     # nbdev's marks name cells, they do nothing
+    for f in _shipped(): h.update(str(f.name).encode()+f.read_bytes())
     return h.hexdigest()
+
+def _shipped():
+    "Files of the project that a study may read; of weights the configuration, which holds their hash."
+    root = results_root()
+    return sorted([*root.glob("*.json"), *root.glob("cells/*.jsonl"), *root.parent.glob("pretrained/*/config.json")])
 
 def _package():
     "The folder of the package."
@@ -298,7 +305,9 @@ def execute(
         start_new_session=True, stdin=subprocess.DEVNULL, stderr=None if show else subprocess.DEVNULL, cwd=cwd or target.parent, env=_environment())
     try:
         child.wait(timeout_s)
-        if not temp["result"].exists(): raise RunFailed(source.name, "Killed", f"its process ended with code {child.returncode} (memory?)")
+        if not temp["result"].exists():      # killed from outside, or broken before or after the notebook itself: then its last words say why
+            said = temp["log"].read_text(errors="replace").strip().rpartition("\n")[2] if child.returncode>0 and temp["log"].exists() else ""
+            raise RunFailed(source.name, "Killed", f"its process ended with code {child.returncode}: {said or 'out of memory?'}")
         error = json.loads(temp["result"].read_text())
         if error: raise RunFailed(source.name, error["name"], error["message"] or error["source"].strip().partition("\n")[0], error["cell"], atomic_write(failed, temp["target"].read_bytes()))
         failed.unlink(missing_ok=True)
@@ -355,7 +364,7 @@ def run_study(
     with alone(folder):
         status,copy = read_status(folder),folder/path.name
         if status.get("state")=="done" and status.get("key")==key and copy.is_file(): return Run(folder, status, True)
-        for p in folder.glob(".*.tmp"): p.unlink()     # of a run that was killed
+        for p in folder.glob(".*.tmp"): shutil.rmtree(p) if p.is_dir() else p.unlink()     # of a run that was killed
         start = time.time()
         status = dict(state="running", notebook=path.name, parameters=values, key=key, started=time.strftime("%Y-%m-%d %H:%M"), pid=os.getpid())
         def say(**more): write_json(folder/"status.json", {**status, "seconds":time.time()-start, **more}); return read_status(folder)

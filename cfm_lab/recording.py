@@ -23,7 +23,7 @@ from .store import Store
 class Rows:
     "Arrays that grow together."
     def __init__(self, **widths):            # name → numbers per row
-        self.n,self.room = 0,256
+        self.room = 256
         self.a = {k:np.zeros((256,w)) for k,w in widths.items()}
     def grow(self):
         self.room *= 2
@@ -106,7 +106,7 @@ class Simulated:
             if model.nmocap: k = model.nu+7*model.nmocap; whole = ActionMap.identity([f"command {i}" for i in range(k)], np.full(k,-np.inf), np.full(k,np.inf))
             self.spec = embody(self.base, slug(name or said), slug(said), said, n, whole)
         self.task,self.mj,self.model,self.edits,self.fields,self.part = known or self.spec.id,_home(model),None,(),physical_fields(),rows
-        self.native = int(np.prod(env.action_space.shape)) if getattr(env.action_space,"shape",None) is not None else 1
+        names,self.act = _acts(env.action_space); self.native = len(names)
     def widths(self): return dict(state=self.spec.C, command=self.spec.U)
     def begin(self):
         model,self.data = _mujoco(self.env)
@@ -149,7 +149,7 @@ def episode(self:Simulated,
 
 # %% ../nbs/22a_recording.ipynb #e1821ec0
 def _flat(space, name):          # names of a space's numbers, and a function from a sample to them
-    kind = type(space).__name__
+    kind = next((c.__name__ for c in type(space).__mro__ if c.__name__ in ("Box","Discrete","MultiDiscrete","MultiBinary","Dict","Tuple")), type(space).__name__)
     if kind=="Box": n = int(np.prod(space.shape)); return [name] if space.shape in ((),(1,)) else [f"{name}.{i}" for i in range(n)], np.ravel
     if kind=="Discrete": return [name], lambda x: [float(x)]
     if kind in ("MultiDiscrete","MultiBinary"): return [f"{name}.{i}" for i in range(int(np.prod(space.shape)))], np.ravel
@@ -159,6 +159,10 @@ def _flat(space, name):          # names of a space's numbers, and a function fr
         return [n for _,ns,_ in parts for n in ns], lambda x: np.concatenate([np.ravel(f(x[k])) for k,_,f in parts])
     raise BadInput(f"{name} is a {kind}", "environment", "only numbers are recorded", "Wrap the environment so that it gives numbers.")
 
+def _acts(space):                # the same of an action; no function where actions lie flat already
+    names,flat = _flat(space,"action")
+    return names, flat if getattr(space,"shape",None) is None or len(space.shape)>1 else None
+
 # %% ../nbs/22a_recording.ipynb #248ea4f0
 MOST = 10_000    # channels
 
@@ -166,7 +170,7 @@ class Observed:
     "Reads the observations of any environment."
     def __init__(self, env, dt, columns, name, behaviour):
         said = getattr(getattr(env,"spec",None),"id",None) or type(env.unwrapped).__name__
-        (self.names,self.flat),(self.acts,_) = _flat(env.observation_space,"observation"),_flat(env.action_space,"action")
+        (self.names,self.flat),(self.acts,self.act) = _flat(env.observation_space,"observation"),_acts(env.action_space)
         if len(self.names)>MOST: raise BadInput(f"its observation has {len(self.names)} numbers", said, f"at most {MOST} are recorded as channels", "Wrap the environment so that it observes its state, not pictures.")
         e = env.unwrapped; fps = (getattr(e,"metadata",None) or {}).get("render_fps")
         dt = dt or (columns.dt if columns else None) or getattr(e,"dt",None) or getattr(e,"tau",None) or (1/fps if fps else None)
@@ -213,7 +217,8 @@ class Recorder:
             if terminated or truncated: ended[i] = terminated,truncated
             elif i+1>=LONGEST: self.end(); self.begin(obs)
             if i+2>room: self.rows.grow(); self.bind()
-        self.note = note
+        flat = self.eyes.act
+        self.note = note if flat is None else lambda action,out: note(flat(action),out)
     def end(self):
         "The running episode is over."
         n,self.i,on,self.on = self.i,0,self.on,False

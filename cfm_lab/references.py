@@ -227,8 +227,8 @@ def held_out(
     members:int,
 ):                           # `(members, N)` bool: held back
     "Which transitions each member holds back."
-    if len(lengths)==1: return np.arange(lengths[0])*members//lengths[0]==np.arange(members)[:,None]
-    folds = min(members,len(lengths))
+    folds = min(members, lengths[0] if len(lengths)==1 else len(lengths))      # of few rows, two members hold back the same
+    if len(lengths)==1: return np.arange(lengths[0])*folds//lengths[0]==(np.arange(members)%folds)[:,None]
     return np.repeat(np.arange(len(lengths))%folds,lengths)==(np.arange(members)%folds)[:,None]
 
 # %% ../nbs/33_references.ipynb #076b58e0

@@ -471,9 +471,10 @@ def record_planned(
 # %% ../nbs/14_rollout.ipynb #b8bdd4e0
 def _together(scene, takes, T, threads):
     "Takes of one policy, each with its own model if some have edits."
-    models = {e:copy.copy(scene.apply(e)) for e in {t.edits for t in takes}}
-    stepper = stepper_of(scene, threads)
-    if len(models)>1 or takes[0].edits: stepper.models = [models[t.edits] for t in takes]
+    stepper,edits = stepper_of(scene, threads),{t.edits for t in takes}
+    if edits!={()}:
+        models = {e:copy.copy(scene.apply(e)) for e in edits}
+        stepper.models = [models[t.edits] for t in takes]
     scene.apply()
     record_together(scene, stepper, takes, T)
 
@@ -639,6 +640,7 @@ def start(self:SimDynamics,
     "Put the simulator into the state that the history ends with."
     if spec.id!=self.scene.spec.id: raise BadInput(f"a history of {spec.id!r}", "SimDynamics", f"it simulates {self.scene.spec.id!r}", "Make it from the scene of that task.")
     m,(k,T,C) = self.stepper.model,history.state_KTC.shape
+    if k not in (1,K): raise BadInput(f"{k} pieces can't become {K}", "history", "only a single piece is repeated", "Pass 1 or K histories.")
     state_KN = np.zeros((k, mujoco.mj_stateSize(m, _FULL)))
     hidden = state_KN.shape[1]>1+C                 # activations
     with honest(m):

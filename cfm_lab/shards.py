@@ -160,8 +160,13 @@ def cut(self:Part,
 )->list:               # of `Part`
     "Pieces of at most this size, or of one episode."
     if self.nbytes()<=most or len(self)<2: return [self]
-    each = max(1, int(len(self)*most/self.nbytes()))
-    return [self.pick(range(a, min(a+each,len(self)))) for a in range(0,len(self),each)]
+    row,own = (sum(x[:1].nbytes for n,x in self.flat.items() if timed(n)==t) for t in (True,False))      # bytes per row, per episode
+    pieces,size = [],0
+    for i,t in enumerate(self.table):
+        n = row*t["rows"]+own
+        if not pieces or size+n>most: pieces.append([]); size = 0
+        pieces[-1].append(i); size += n
+    return [self.pick(p) for p in pieces]
 
 # %% ../nbs/20_shards.ipynb #26364b70
 FORMAT = "cfm_lab episodes 2"

@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from .base import BadInput, Episode, Spec, check_episode, check_slug, spec_from_dict, spec_to_dict
 from .artifacts import atomic_write, data_root, disk_full, fsync_folder, full, inside, locked, read_json, read_sealed, sha256, write_sealed
-from .shards import EpisodeFile, Part, arrays, block_crcs, combined_hash, commit_groups, edits_of, episode_hash, pack, part_of, timed, unpack
+from .shards import EpisodeFile, Part, arrays, block_crcs, combined_hash, commit_groups, edits_of, episode_hash, pack, part_of, unpack
 
 # %% ../nbs/20a_store.ipynb #5a366c10
 _TABLES = """
@@ -55,10 +55,12 @@ class Store:
 
 @patch
 def _db(self:Store, mode="rw"):
-    "This thread's connection."
-    key = (os.getpid(), threading.get_ident())
+    "This thread's connection, to the file that has the catalogue's name now."
+    key,path = (os.getpid(), threading.get_ident()),self.root/self.catalogue
+    try: now = os.stat(path).st_ino
+    except OSError: now = None
+    if key in self._connections and self._connections[key][1]!=now: self.close()
     if key not in self._connections:
-        path = self.root/self.catalogue
         if still := not os.access(self.root, os.W_OK):        # a class reads from a folder that it can't write to
             wal = path.with_name(path.name+"-wal")
             if wal.exists() and wal.stat().st_size: raise BadInput("holds rows that are not yet in the catalogue's main file", str(wal), "this folder can't be written to", "Open the data set once where it can be written to.")
@@ -66,13 +68,13 @@ def _db(self:Store, mode="rw"):
         db = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=60, isolation_level=None)
         db.row_factory = sqlite3.Row
         for p in () if still else ("journal_mode=WAL","synchronous=FULL","busy_timeout=60000"): db.execute(f"PRAGMA {p}")
-        self._connections[key] = db
-    return self._connections[key]
+        self._connections[key] = db,now              # `now` is from before the connection: if they differ, the next call notices
+    return self._connections[key][0]
 
 @patch
 def close(self:Store):
     "Close this thread's connection; the next question opens another."
-    if db := self._connections.pop((os.getpid(), threading.get_ident()), None): db.close()
+    if own := self._connections.pop((os.getpid(), threading.get_ident()), None): own[0].close()
 
 @patch
 def query(self:Store,
@@ -248,9 +250,8 @@ def _folder(self:Store, *parts):
     return path
 
 # %% ../nbs/20a_store.ipynb #f08d57a0
-def _check_lengths(ep):
+def _check_numbers(ep):
     for n,a in arrays(ep).items():
-        if timed(n) and (a.ndim<1 or len(a)!=len(ep)): raise BadInput(f"{n} has {len(a) if a.ndim else 0} rows", f"episode of {ep.task or ep.spec}, seed {ep.seed}", f"the state has {len(ep)}", "Record one row per control step.")
         if a.dtype.kind not in "fiub": raise BadInput(f"{n} holds {a.dtype}", f"episode of {ep.task or ep.spec}, seed {ep.seed}", "only numbers are stored", "Convert it.")
 
 # %% ../nbs/20a_store.ipynb #9d9f4f70
@@ -291,7 +292,7 @@ def append(self:Store,
 )->list:                         # their uids, in this order, once they are durable
     "Store episodes of one task, durably, all or none."
     check_slug(task,"task"); check_slug(split,"split")
-    for ep in episodes: check_episode(ep, self.spec(ep.spec)); _check_lengths(ep)
+    for ep in episodes: check_episode(ep, self.spec(ep.spec)); _check_numbers(ep)
     groups = commit_groups(episodes)
     parts = [part_of(g, task, split, self.spec(g[0].spec).robot) for g in groups]
     if parts: self._add(f"spool/{task}", parts)

@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'ROOM', 'RELATIVES', 'register', 'get_task', 'extra_task', '
 
 # %% ../nbs/13_tasks.ipynb #869b3e90
 import difflib, gc, hashlib, importlib, inspect, json, re, sys, warnings
+from importlib import metadata
 from dataclasses import asdict, replace
 from functools import lru_cache
 import numpy as np
@@ -296,7 +297,7 @@ def _spec(task): return load(task).spec
 def spec_of(
     task:Task|str,     # a task or its id
 )->Spec:
-    "The passport of a task, without keeping its scene."
+    "The passport of a task; it is kept for good, its scene only as long as `load` has room."
     return _spec(task if isinstance(task,Task) else get_task(task))
 
 # %% ../nbs/13_tasks.ipynb #91aa6bb0
@@ -372,23 +373,25 @@ def measure(
     scene = load(id)
     return dict(actions=scene.spec.A, dt=round(scene.spec.dt,9), dofs=scene.spec.J, commands=scene.spec.U, print=task_print(scene))
 
+_BEHIND = ("arms","base","building","chains","edits","embodiments","families","foreign","hands","legged","packages","rewards","scenes","tasks","vehicles")
+_PACKAGES = ("mujoco","dm_control","gymnasium","gymnasium_robotics","metaworld","numpy")
+
 def measures(
     ids,               # of tasks
     progress:bool=False,
     version:str="",    # of their files, where those may change
 )->dict:               # id → dict
     "What is known of these tasks; kept in data/cache."
-    from cfm_lab.artifacts import atomic_write, data_root
+    from cfm_lab.artifacts import atomic_write, data_root, read_json
     from tqdm.auto import tqdm
-    code = "".join(inspect.getsource(importlib.import_module(f"cfm_lab.{m}")) for m in ("edits","embodiments","packages","rewards","scenes","tasks","vehicles"))
-    path = data_root()/"cache"/f"tasks-{hashlib.sha256((code+mujoco.__version__).encode()).hexdigest()[:12]}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    behind = [*(inspect.getsource(importlib.import_module(f"cfm_lab.{m}")) for m in _BEHIND), *(f"{p} {metadata.version(p)}" for p in _PACKAGES)]
+    path = data_root()/"cache"/f"tasks-{hashlib.sha256(chr(10).join(behind).encode()).hexdigest()[:12]}.json"
+    try: known = read_json(path)
+    except BadInput: known = {}              # missing, or damaged: it is made anew
     key = lambda i: f"{i} {version}".strip()
     new = [i for i in ids if key(i) not in known]
     for i in tqdm(new, desc="tasks", disable=not(progress and new)): known[key(i)] = measure(i)
-    if new:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(known))
+    if new: atomic_write(path, json.dumps(known))
     return {i:known[key(i)] for i in ids}
 
 def task_table(

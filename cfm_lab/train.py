@@ -18,7 +18,7 @@ from torch import nn
 import lightning as L
 from lightning.pytorch.plugins.io import CheckpointIO
 from .base import BadInput, Trainable
-from .artifacts import RunFolder, atomic_file, atomic_write, has_bf16, load_weights, locked, save_weights, sha256
+from .artifacts import RunFolder, atomic_file, atomic_write, has_bf16, load_weights, locked, save_weights, sha256, stages_of
 
 # %% ../nbs/40_train.ipynb #1be18f70
 class DurableCheckpoints(CheckpointIO):
@@ -111,7 +111,8 @@ class Adapter(L.LightningModule):
         k = self.trainer.global_step       # not the loader's position: Lightning loses that in a resume
         # hashed, so that no batch made with Generator(k) shares its random numbers
         torch.manual_seed(int(np.random.SeedSequence([self.seed,k,7]).generate_state(1)[0]))
-        loss,metrics = self.model.loss(self.batch(k))
+        b = self.batch(k)
+        loss,metrics = self.model.loss(b.map(lambda x: x.to(self.device)) if hasattr(b,"map") else b)      # tokens follow the model
         self.last = metrics
         return loss
     def configure_optimizers(self):
@@ -161,7 +162,7 @@ def only_trainer(
     with locked(run.path/".train.lock", busy="another training is running here"):
         alone = [p for p in run.path.glob("checkpoints/*.sha256") if not p.with_suffix(".ckpt").exists()]
         for p in [*run.path.glob(".*.tmp"),*run.path.glob("checkpoints/.*.tmp"),*alone]: p.unlink()
-        for p in run.path.parent.glob(f".{run.path.name}.*.tmp"): shutil.rmtree(p, ignore_errors=True)
+        for p in stages_of(run.path): shutil.rmtree(p, ignore_errors=True)
         yield
 
 # %% ../nbs/40_train.ipynb #db7bfb40
@@ -266,4 +267,4 @@ def blend(
     share:float,            # 0: old, 1: new
 )->dict:
     "Weights `share` of the way from `old` to `new` (Wortsman et al. 2022)."
-    return {n:torch.lerp(old[n].float(),p.float(),share).to(p.dtype) if p.is_floating_point() else p for n,p in new.items()}
+    return {n:torch.lerp(old[n].to(p.device).float(),p.float(),share).to(p.dtype) if p.is_floating_point() else p for n,p in new.items()}

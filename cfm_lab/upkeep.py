@@ -11,7 +11,7 @@ import os, re, shutil, time, uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
-from .base import BadInput, spec_from_dict
+from .base import BadInput, check_episode, spec_from_dict
 from .artifacts import atomic_file, atomic_folder, atomic_write, fsync_folder, inside, locked, read_json, read_sealed, sha256, write_sealed
 from .shards import Part, block_crcs, combined_hash, kinds, merge, pack, unpack
 from .store import FOLDERS, Store, check_filesystem, crc_file, group_of, new_head, open_store, write_crcs
@@ -217,10 +217,10 @@ def rebuild(
 def _swap_catalogue(root, new):
     "Put a new catalogue into the place of the old one, whose files are kept in the quarantine."
     with open(new,"rb") as f: os.fsync(f.fileno())
-    when = time.strftime("%Y%m%d-%H%M%S")
+    kept = f"catalog-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}.sqlite"      # one name for all three, so that SQLite still opens it
     for end in ("-wal","-shm",""):
         old = root/f"catalog.sqlite{end}"
-        if old.exists(): os.replace(old, root/"quarantine"/f"catalog-{when}-{uuid.uuid4().hex[:4]}.sqlite{end}")
+        if old.exists(): os.replace(old, root/"quarantine"/(kept+end))
     os.replace(new, root/"catalog.sqlite")
     fsync_folder(root)
 
@@ -304,6 +304,7 @@ def import_store(
             if [(stage/name).stat().st_size, sha256(stage/name)]!=[size,digest]: raise BadInput("is damaged", str(folder/name), "its SHA-256 is not the manifest's", "Copy the export again.")
         store,found = rebuild(stage)
         if found["damaged"]: raise BadInput(found["damaged"][0])
+        for e in store.episodes(): check_episode(store.read(e), store.spec(e.spec))      # a right hash says only that nothing changed on the way
         store.specs
         if store.content_hash()!=said["content_hash"]: raise BadInput("is not complete", str(folder), "its episodes do not add up to the content hash of the manifest", "Export the data set again.")
         store.close()
@@ -313,7 +314,9 @@ def import_store(
 def _check_manifest(folder, said):
     "Names, links and sizes, before a byte is copied."
     files = said.get("files")
-    if said.get("format")!="cfm_lab export 1" or not isinstance(files,dict): raise BadInput("is of another version", str(folder/"manifest.json"), mend="Install the version of cfm_lab that wrote it.")
+    if said.get("format")!="cfm_lab export 1": raise BadInput("is of another version", str(folder/"manifest.json"), mend="Install the version of cfm_lab that wrote it.")
+    whole = isinstance(files,dict) and isinstance(said.get("content_hash"),str) and all(isinstance(v,list) and list(map(type,v))==[int,str] and v[0]>=0 for v in files.values())
+    if not whole: raise BadInput("is damaged", str(folder/"manifest.json"), "it should give each file's size and SHA-256, and a content hash", "Export the data set again.")
     for name,(size,_) in files.items():
         if not _NAMES.fullmatch(name): raise BadInput(f"names a file {name[:80]!r}", str(folder/"manifest.json"), "a data set has no such file", "Don't use this folder.")
         path = folder/name

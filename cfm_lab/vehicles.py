@@ -17,7 +17,7 @@ import numpy as np
 import mujoco
 from mujoco import MjSpec, mjtDyn, mjtGeom, mjtIntegrator, mjtJoint, mjtTrn
 from .base import ActionMap
-from .building import GRAVITY, Drive, Link, actuate, draw, dress, first_steady, frame, scene, settle
+from .building import GRAVITY, Drive, Link, actuate, draw, dress, first_steady, frame, how_large, scene, settle
 
 # %% ../nbs/10e_vehicles.ipynb #6378d390
 AIR = (1.2, 1.8e-5)   # density, kg/m³, and viscosity, Pa·s
@@ -130,8 +130,8 @@ def rotor_spec(
     radius = float(arm*min(.8, np.sin(np.pi/_PLANS[plan][0]))*rng.uniform(.5,.95))
     body,links = airframe(spec, arm, rotors),hanging(rng, str(rng.choice(ranges.below)), arm)
     frame(links, body)
-    large,(lo,hi) = np.log(arm/ranges.arm[0])/np.log(ranges.arm[1]/ranges.arm[0]),ranges.mass
-    mass = lo*(hi/lo)**np.clip(large+rng.uniform(-.25,.25), 0, 1)
+    lo,hi = ranges.mass
+    mass = lo*(hi/lo)**np.clip(how_large(arm, ranges.arm)+rng.uniform(-.25,.25), 0, 1)
     low = settle(spec, mass)
     if links and links[0].joint=="ball":
         spec.geom("rope_ball").mass = mass*draw(rng, ranges.load)
@@ -319,8 +319,7 @@ def wheeled_spec(
     spec,n = scene(rng, ranges.drive)
     spec.option.integrator = mjtIntegrator.mjINT_IMPLICITFAST      # stiff springs, light wheels
     r,(lo,hi) = draw(rng, ranges.radius),ranges.mass
-    large = np.log(r/ranges.radius[0])/np.log(ranges.radius[1]/ranges.radius[0])
-    total = lo*(hi/lo)**np.clip(large+rng.uniform(-.25,.25), 0, 1)
+    total = lo*(hi/lo)**np.clip(how_large(r, ranges.radius)+rng.uniform(-.25,.25), 0, 1)
     size = lambda low_high: float(r*draw(rng, low_high))
     half,plan,share = (size(ranges.length)/2,size(ranges.width)/2,size(ranges.height)/2),wheel_plan(str(rng.choice(ranges.plans)), rng),draw(rng, ranges.share)
     width,load = size(ranges.tread),total*(1-share*len(plan))/len(plan)

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import mujoco
 from mujoco import mjtGeom, mjtObj
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 from .base import BadInput
 from .embodiments import element_names
 
@@ -103,8 +103,7 @@ def triangles(
         return hull(np.concatenate([np.stack([s[0]*np.cos(turn),s[0]*np.sin(turn),np.full(n+4,z)],-1) for z in (-s[1],s[1])]))
     points = model.mesh_vert[model.mesh_vertadr[i]:][:model.mesh_vertnum[i]].astype(float) if i>=0 else corners*s
     try: return hull(farthest(points, 6*n))
-    except ValueError: raise                     # not a number: a broken model
-    except Exception: return hull(corners*np.maximum(abs(points).max(0),1e-4))     # a flat mesh has no hull: its box, a hair thick
+    except QhullError: return hull(corners*np.maximum(abs(points).max(0),1e-4))     # a flat mesh has no hull: its box, a hair thick
 
 # %% ../nbs/16_view.ipynb #252aa3f0
 _GREY = (.5,.5,.5,1.)       # MuJoCo's colour of a geom to which none was given

@@ -18,6 +18,10 @@ def make_notebook(path, *cells, head=""):
     path.write_text(nbformat.writes(nb))
     return path
 
+def pytest_collection_modifyitems(items):
+    "Notebooks first: they take longest, and whoever is left with the last of them works alone."
+    items.sort(key=lambda i: i.path.name!="test_notebooks.py")
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     "An empty data folder of its own."

@@ -103,7 +103,7 @@ def test_kill_9_is_mended_by_the_next_call(tmp_path, wheels):
     until(lambda: list(env_dir.glob("lib/python*/site-packages/setuptools/command")) and (env_dir/"setup.log").read_bytes().count(b"Installing"))
     os.killpg(job.pid, signal.SIGKILL); job.communicate()
     assert main.read_stamp(env_dir) is None
-    (env_dir/"setup.log").unlink()
+    (env_dir/"setup.log").write_bytes(b"")
     job = start(folder, env, "setup")       # killed alone: its pip goes on, and is waited for
     until(lambda: (env_dir/"setup.log").exists() and (env_dir/"setup.log").read_bytes().count(b"Processing"))
     os.kill(job.pid, signal.SIGKILL); job.communicate()
@@ -111,6 +111,13 @@ def test_kill_9_is_mended_by_the_next_call(tmp_path, wheels):
     code,_,err = call(folder, env, "setup")
     assert code==0 and "waiting for it" in err and main.read_stamp(env_dir), err
     assert toy(folder)==str(folder/"cfm_lab"/"__init__.py")
+
+def test_an_environment_of_somebody_else_is_not_deleted(tmp_path, wheels):
+    folder,env = clone(tmp_path/"clone", wheels)
+    (folder/".venv"/"lib").mkdir(parents=True)
+    (folder/".venv"/"lib"/"mine").write_text("x")
+    code,_,err = call(folder, env, "run")
+    assert code==1 and "made by somebody else" in err and (folder/".venv"/"lib"/"mine").exists()
 
 def test_the_stamp_goes_first_and_comes_last(tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text("[DEFAULT]\nrequirements = a==1\n")

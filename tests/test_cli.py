@@ -15,7 +15,8 @@ def clone(tmp_path, data, monkeypatch):
     return tmp_path
 
 @pytest.mark.parametrize("words,says", [(["run","01_frist_run"],"first_run'?"), (["run","-s","stpes=1"],"Did you mean 'steps'"), (["run","-s","steps"],"Write NAME=VALUE"),
-    (["run","-s","steps=many"],"does not fit"), (["exam","dnyamics"],"no exam")])
+    (["run","-s","steps=many"],"does not fit"), (["exam","dnyamics"],"no exam"), (["exam","coverage","--sweep"],"only our own exam of dynamics"),
+    (["collect","cfm/pretrain-v0","--episodes","1"],"a recipe stands alone"), (["collect","gym-ant","cfm/pretrain-v0"],"would not heed gym-ant")])
 def test_bad_input_is_one_line_and_exit_code_2(clone, capsys, words, says):
     assert main(words)==2
     out,err = capsys.readouterr()
@@ -36,7 +37,7 @@ def test_run_twice_and_afresh(clone, data, capfd):
     assert main(["run","--json"])==0
     out,err = capfd.readouterr()
     said = json.loads(out)
-    assert said["cached"] and said["state"]=="done" and said["report"]["rows"][0]["robot"]=="hopper" and f"cached: {run.name}" in err and "cached: cfm/tiny-v0" in err
+    assert said["cached"] and said["state"]=="done" and said["report"]["rows"][0]["robot"]=="hopper" and f"there already: {run.name}" in err and "there already: cfm/tiny-v0" in err
     (run/"mark").write_text("old")
     assert main(["run","--fresh","--json",str(clone/"result.json")])==0
     assert not (run/"mark").exists() and mine.exists() and not cache.exists()
@@ -82,12 +83,29 @@ def test_collect_by_the_command(clone, data, capsys):
     assert (data/"datasets"/"local"/"two-v0").is_dir() and len(json.loads(capsys.readouterr().out)["content_hash"])==64
     assert main(["collect","dm-cartpole-swingpu"])==2
 
+def test_a_disk_that_says_no_is_one_line(clone, monkeypatch, capsys):
+    (clone/"file").write_text("")
+    monkeypatch.setenv("CFM_DATA", str(clone/"file"/"data"))
+    assert main(["run"])==1
+    err = capsys.readouterr().err
+    assert err.startswith("cfm: ") and str(clone/"file") in err and err.count("\n")==1
+
+def test_a_minari_folder_is_imported(clone, data, capsys):
+    from cfm_lab.collect import Part, Recipe, collect
+    from cfm_lab.interop import to_minari
+    store = collect(Recipe("cfm/two-v0",(Part("dm-cartpole-swingup",2,20),)), progress=False)
+    to_minari(store, "lab/two-v0", spec="dm-cartpole-swingup", root=clone/"theirs")
+    assert main(["data","import",str(clone/"theirs"/"lab"/"two-v0"),"lab/back-v0"])==0 and json.loads(capsys.readouterr().out)["episodes"]==2
+    (clone/"empty").mkdir()
+    assert main(["data","import",str(clone/"empty"),"lab/none-v0"])==2 and "is no exported data set" in capsys.readouterr().err
+
 def test_data_sets_on_the_command_line(clone, data, capfd):
     from cfm_lab.collect import Part, Recipe, collect
     store = collect(Recipe("cfm/two-v0",(Part("dm-cartpole-swingup",2,20),)), progress=False)
     assert main(["data"])==0 and "cfm/two-v0" in capfd.readouterr().out
     assert main(["data","--json"])==0
-    assert json.loads(capfd.readouterr().out)[0]["transitions"]==40
+    said = json.loads(capfd.readouterr().out)[0]
+    assert said["transitions"]==40 and "text" not in said
     assert main(["data","show","cfm/two-v0"])==0
     assert json.loads(capfd.readouterr().out)["content_hash"]==store.content_hash()
     assert main(["data","show","cfm/two-v0","dm-cartpole-swingup"])==0

@@ -35,7 +35,7 @@ class Driver:
     def act(self, observation_C, spec, rng):
         low, high = spec.action.low_A, spec.action.high_A
         if self.kind == "zero": return np.zeros((1, spec.A))
-        if self.kind == "random": return rng.uniform(low, high)[None]
+        if self.kind == "random": return rng.uniform(low, high, (8, spec.A))       # "zero" is asked at every step
         return np.where(rng.random(spec.A) < .5, low, high)[None].repeat(8, 0)
 
 

@@ -47,7 +47,7 @@ def test_the_interval_holds_the_truth():
     for trial in range(30):
         rng = np.random.default_rng(trial)
         scores = {(m,"gym-hopper",n):fake(rng,.1*(k*n)**-.5) for n in plan.sizes for m,k in (("learned",3),("learned_scratch",1))}
-        d = room.Draws(scores,plan.resamples)
+        d = room.Draws(plan,scores)
         low,high = between(room.efficiency(plan,d,e,"gym-hopper",1)[1])
         assert low<high
         held.append(low<=3<=high)
@@ -57,5 +57,16 @@ def test_draws_of_a_paired_ratio():
     import cfm_lab.exam_dynamics as room
     theirs = fake(np.random.default_rng(0),1.,3)
     ours = [dict(s,each={h:[.8*x for x in e] for h,e in s["each"].items()}) for s in theirs]
-    d = room.Draws({("learned","gym-hopper",2):ours,("learned_scratch","gym-hopper",2):theirs},500)
+    d = room.Draws(replace(room.ExamPlan((room.Entrant("learned",None),)),resamples=500), {("learned","gym-hopper",2):ours,("learned_scratch","gym-hopper",2):theirs})
     assert between(d.ratio("learned","learned_scratch","gym-hopper",2,10)[1])==pytest.approx((.8,.8))
+
+def test_a_line_of_one_seed_is_measured_by_the_references_of_that_seed():
+    import cfm_lab.exam_dynamics as room
+    e = [room.Entrant("learned",None),room.Entrant("mechanics",None,seeds=(2,))]
+    plan = replace(room.ExamPlan(tuple(e)),held_out=("gym-hopper",),validation=(),check=(),curves=(),resamples=50)
+    one = lambda level: dict(mae={},each={h:[level]*50 for h in ("1","10","25","50","100")})
+    scores = {("persistence","gym-hopper",0):[one(1.)], ("ridge_arx","gym-hopper",10):[one(.8),one(.8),one(.2)], ("learned","gym-hopper",10):[one(.3)]*3, ("mechanics","gym-hopper",10):[one(.1)]}
+    d = room.Draws(plan,scores)
+    assert room.seeds_behind(plan,"mechanics",10)==(2,) and d.skill("mechanics","gym-hopper",10,1)[0]==pytest.approx(.5) and d.skill("learned","gym-hopper",10,1)[0]==pytest.approx(.5)
+    lines = room.headlines(plan,scores)
+    assert lines["few_shot_skill_mechanics"]["value"]==pytest.approx(.5)==room.seed_headlines(plan,scores,"mechanics",2)["few_shot_skill"]["value"]

@@ -64,6 +64,18 @@ def test_channels_go_round_too(format, tmp_path):
     assert open_store(tmp_path/"back").content_hash()==store.content_hash()
     assert not has_card(open_store(tmp_path/"back").spec("arm"))
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_sensors_of_any_shape_go_round(format, tmp_path):
+    spec,columns,rng = channel_spec("arm",("a",),.05,("push",)),Columns(("a",),("push",)),np.random.default_rng(0)
+    ep = table_episode(spec, columns, {"a":rng.normal(size=40),"push":rng.normal(size=40)}, task="arm")
+    odd = dict(one=rng.normal(size=(40,1)), grid=rng.normal(size=(40,2,3)).astype(np.float32), gaps=np.full((40,2),np.nan), seen=rng.random((40,2,1))>.5)
+    store = create_store(tmp_path/"a",[spec])
+    store.append("arm", [replace(ep,sensors=odd),replace(ep,seed=1,sensors={n:x[::-1]*(n!="gaps") for n,x in odd.items()})])
+    out,back = FORMATS[format]
+    assert not [x for x in out(store,tmp_path,"arm").lost if "sensor" in x]
+    back(tmp_path, tmp_path/"b")
+    assert open_store(tmp_path/"b").content_hash()==store.content_hash()
+
 def test_an_import_that_was_cut_off_is_called_again(robots, tmp_path):
     to_minari(robots, "lab/x-v0", spec="gym-hopper", root=tmp_path)
     some = create_store(tmp_path/"s"); some.add_spec(robots.spec("gym-hopper")); some.append("gym-hopper", robots.read_all("gym-hopper")[:7])
@@ -153,6 +165,22 @@ def test_d4rl_of_a_known_robot(hopper, tmp_path):
     with pytest.raises(BadInput, match="is not|shapes"): from_d4rl(tmp_path/"hopper.hdf5", tmp_path/"t", task="gym-walker2d")
     bare = from_d4rl(tmp_path/"hopper.hdf5", tmp_path/"u", dt=.008)
     assert any("card" in x for x in bare.invented) and not has_card(open_store(tmp_path/"u").spec("hopper"))
+
+@pytest.mark.parametrize("task", ["gym-hopper",None])
+def test_d4rl_of_single_rows(hopper, tmp_path, task):
+    e = hopper.read_all()[0]; n = min(20,len(e))
+    def file(ends):
+        with h5py.File(tmp_path/"h.hdf5","w") as f: f["actions"],f["infos/qpos"],f["infos/qvel"],f["observations"],f["terminals"] = e.action_TA[:n],e.state_TC[:n,:6],e.state_TC[:n,6:],e.state_TC[:n,1:],ends
+        return tmp_path/"h.hdf5"
+    with pytest.raises(BadInput, match="holds no transition"): from_d4rl(file(np.ones(n,bool)), tmp_path/"s", dt=.008, task=task)
+    what = from_d4rl(file(np.arange(n)==0), tmp_path/"s", dt=.008, task=task)
+    assert what.episodes==1 and "1 episodes of fewer than two rows" in what.lost
+
+def test_lerobot_of_a_known_robot_without_actions(hopper, tmp_path):
+    to_lerobot(hopper, tmp_path/"x"); (tmp_path/"x/meta/cfm_lab.jsonl").unlink(); info = tmp_path/"x/meta/info.json"
+    assert from_lerobot(tmp_path/"x", tmp_path/"s", task="gym-hopper").episodes==len(hopper.episodes())
+    d = json.loads(info.read_text()); del d["features"]["action"]; info.write_text(json.dumps(d))
+    with pytest.raises(BadInput, match="no feature 'action'"): from_lerobot(tmp_path/"x", tmp_path/"t", task="gym-hopper")
 
 def cat_index(eps, e): return next(i for i,x in enumerate(eps) if x is e)
 
@@ -301,6 +329,22 @@ def stepless(gymnasium):
     class Env(gymnasium.Env):
         observation_space = action_space = gymnasium.spaces.Box(-1,1,(1,))
     return Env()
+
+@pytest.mark.parametrize("kind", ["dict","tuple","square","discrete","flags"])
+def test_actions_of_any_space_are_recorded(kind, tmp_path):
+    import gymnasium
+    from gymnasium import spaces as s
+    space,width = dict(dict=(s.Dict(arm=s.Box(-1,1,(2,)),grip=s.Discrete(3)),3), tuple=(s.Tuple((s.Box(-1,1,(1,)),s.MultiBinary(2))),3), square=(s.Box(-1,1,(2,2)),4), discrete=(s.Discrete(5,start=-2),1), flags=(s.MultiBinary((2,2)),4))[kind]
+    class Env(gymnasium.Env):
+        observation_space,action_space,dt = s.Box(-1,1,(2,)),space,.1
+        def reset(self, seed=None, options=None): return np.zeros(2),{}
+        def step(self, action): assert action in space; return np.ones(2),0.,False,False,{}
+    with record(Env(), tmp_path/"s", name="odd") as env:
+        env.reset(); space.seed(0); done = [space.sample() for _ in range(600)]
+        for a in done: env.step(a)
+    e, = open_store(tmp_path/"s").read_all()
+    flat = dict(dict=lambda a: [*a["arm"],a["grip"]], tuple=lambda a: [*a[0],*a[1]], discrete=lambda a: [a]).get(kind,np.ravel)
+    assert e.action_TA.shape==(601,width) and np.array_equal(e.action_TA[:600],[flat(a) for a in done])
 
 def test_long_episodes_are_stored_in_pieces(tmp_path, monkeypatch):
     import gymnasium

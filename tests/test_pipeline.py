@@ -54,6 +54,14 @@ def test_a_finished_run_is_not_repeated_and_a_changed_one_is(study, data):
     make_notebook(study, "1", head=HEAD)
     assert fingerprint(study, {})!=key
 
+def test_new_results_make_another_run(study, data, tmp_path, monkeypatch):
+    import cfm_lab.pipeline as room
+    monkeypatch.setattr(room, "results_root", lambda: tmp_path/"data"/"results")
+    key = fingerprint(study, {})
+    (tmp_path/"data"/"results"/"cells").mkdir(parents=True)
+    (tmp_path/"data"/"results"/"cells"/"dynamics.jsonl").write_text("{}")
+    assert fingerprint(study, {})!=key
+
 def test_a_failed_run_says_where_and_is_tried_again(tmp_path, data):
     nb = make_notebook(tmp_path/"05_fails.ipynb", "import os", "if not os.path.exists('luck'): raise ValueError('no luck')", head="n = 1")
     with pytest.raises(RunFailed, match="05_fails.ipynb, cell 3: ValueError: no luck"): run_study(nb)
@@ -61,6 +69,7 @@ def test_a_failed_run_says_where_and_is_tried_again(tmp_path, data):
     assert read_json(folder/"status.json")["state"]=="failed"
     assert sorted(p.name for p in folder.iterdir())==["05_fails.failed.ipynb","status.json"]
     (folder/"luck").write_text("")
+    (folder/".pretrain-0.1234abcd.tmp").mkdir()        # a training's half-written weights, left by a kill
     assert run_study(nb).status["state"]=="done" and not (folder/"05_fails.failed.ipynb").exists()
 
 def test_a_cell_that_should_raise_must(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cfm_lab.base import ActionMap, BadInput, Body, Command, Episode, Joint, Spec, imagine, window
-from cfm_lab.references import ALPHAS, MLPConfig, MLPEnsemble, RidgeARX, arx_rows, fit_linear, references, roams, state_features
+from cfm_lab.references import ALPHAS, MLPConfig, MLPEnsemble, RidgeARX, arx_rows, fit_linear, held_out, references, roams, state_features
 from cfm_lab.statistics import channel_mask, channel_scale, errors
 
 GOLDEN = Path(__file__).parent/"golden"/"references.json"      # remade by `python tests/test_references.py`
@@ -109,6 +109,15 @@ def test_invalid_rows_are_not_learned_from():
     w = window([episode(spec,5)],[0],76)
     for m in references(spec,[cut],replace(SMALL,steps=25)).values(): assert np.isfinite(imagine(m,spec,w.rows(0,51),w.action_KTA[:,50:75])).all()
     with pytest.raises(BadInput,match="2 valid rows"): references(spec,[replace(ep,valid_T=np.arange(101)<2)],SMALL)
+
+def test_a_short_episode_leaves_every_member_something():
+    for n in (2,3,4,5,6,40):
+        held = held_out([n],5)
+        assert held.shape==(5,n) and held.any(1).all() and not held.all(1).any()
+        if n>=5: assert np.array_equal(held,np.arange(n)*5//n==np.arange(5)[:,None])
+    spec = tumbler(); w = window([episode(spec,5)],[0],76)
+    m = MLPEnsemble.fit(spec,[episode(spec,0,4)],replace(SMALL,steps=25))
+    assert np.isfinite(imagine(m,spec,w.rows(0,51),w.action_KTA[:,50:75])).all()
 
 if __name__=="__main__":
     GOLDEN.parent.mkdir(exist_ok=True)

@@ -1,14 +1,14 @@
 "The store and bad input: NaN, torn files, ids that lead elsewhere. Kills, full disks and random damage are in test_faults."
-import json, os
+import json, os, threading
 from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
-from cfm_lab.artifacts import new_run
+from cfm_lab.artifacts import new_run, read_sealed, sha256, write_sealed
 from cfm_lab.base import BadInput, spec_to_dict
-from cfm_lab.shards import combined_hash, episode_hash
+from cfm_lab.shards import combined_hash, episode_hash, pack, part_of, unpack
 from cfm_lab.store import create_store, open_store
-from cfm_lab.upkeep import compact, rebuild, verify
+from cfm_lab.upkeep import compact, export_store, import_store, rebuild, verify
 from faults import cart, everything, push
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_torn_file_is_named_and_the_rest_is_usable(store,damage):
 
 def test_torn_catalogue_and_head_are_named(store):
     store._db().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    for d in store._connections.values(): d.close()
+    store.close()
     for name in ("catalog.sqlite-wal","catalog.sqlite-shm"): (store.root/name).unlink(missing_ok=True)
     catalogue = (store.root/"catalog.sqlite").read_bytes()
     (store.root/"catalog.sqlite").write_bytes(b"not a database at all"*100)
@@ -103,3 +103,35 @@ def test_a_data_set_of_the_first_version_is_brought_up_to_date(tmp_path):
     assert said==dict(taken_in=3,damaged=[]) and verify(again)
     assert again.content_hash()==combined_hash(map(episode_hash,eps)) and again.card()["note"]=="old" and again.head()["uuid"]=="u"
     assert everything(compact(open_store(root)))==sorted(map(episode_hash,eps)) and verify(again)
+
+def test_an_open_store_writes_into_a_catalogue_that_was_made_again(store):
+    seen = threading.Thread(target=lambda: (store.episodes(),ready.set(),go.wait(),done.append(store.append("cart-push",[push(21)]))))
+    ready,go,done = threading.Event(),threading.Event(),[]
+    seen.start(); ready.wait()                  # another thread has its own connection, opened before
+    rebuild(store.root)
+    store.append("cart-push",[push(20)])
+    go.set(); seen.join()
+    again = open_store(store.root)
+    assert sorted(e.seed for e in again.episodes())==[0,1,2,20,21] and len(store.episodes())==5 and len(done)==1
+    compact(store); rebuild(store.root); store.delete(store.append("cart-push",[push(22)]),"only tried")
+    assert len(open_store(store.root).episodes())==5 and verify(compact(again))
+
+def test_an_import_whose_episodes_do_not_fit_their_spec(store,tmp_path):
+    out = export_store(store,tmp_path/"travels"); name = next(out.rglob("*.safetensors"))
+    part = unpack(name.read_bytes())[0]
+    bad = {n:x.copy() for n,x in part.flat.items()}; bad["state_TC"][3] = np.nan
+    forged = replace(part,flat=bad); forged = replace(forged,table=[dict(t,hash=episode_hash(forged.episode(i))) for i,t in enumerate(part.table)])
+    blob = pack([forged]); name.write_bytes(blob); said = read_sealed(out/"manifest.json")
+    name.with_suffix(".crc.json").unlink()
+    files = {k:v for k,v in said["files"].items() if not k.endswith(".crc.json")}|{str(name.relative_to(out)):[len(blob),sha256(blob)]}
+    write_sealed(out/"manifest.json",said|dict(files=files,content_hash=combined_hash(t["hash"] for t in forged.table)),1)
+    with pytest.raises(BadInput,match="state_TC is not finite at row 3"): import_store(out,tmp_path/"there")
+    assert not (tmp_path/"there").exists()
+
+def test_pieces_of_unequal_episodes_keep_the_limit():
+    part = part_of([push(i,n) for i,n in enumerate((5,200,5,5,100,100,5))],"cart-push","train","cart")
+    most = part.nbytes()//3
+    pieces = part.cut(most)
+    assert [t["seed"] for p in pieces for t in p.table]==list(range(7)) and all(p.nbytes()<=most or len(p)==1 for p in pieces)
+    even = part_of([push(i) for i in range(17)],"cart-push","train","cart")
+    for k in (2,3,5,16): assert [len(p) for p in even.cut(k*even.nbytes()//17)][0]==int(17*(k*even.nbytes()//17)/even.nbytes())
