@@ -566,7 +566,7 @@ def all_rows(plan:ExamPlan, scores:Mapping, choices:Sequence[Choice]=())->list:
     out = [r for t in plan.held_out+plan.validation+plan.check for n in sorted({n for at,n in asked if at==t}) for r in rows_of(plan,d,t,n)]
     out += efficiency_rows(plan,d)+history_rows(plan,d)+distance_rows(plan)+note_rows(plan)
     out += [Row("dynamics","validation robots",c.kind,"tuning MAE",g[3],"of range",c.who,data_n=c.n,horizon=g[1],weights=f"lr {g[0]:g}, share {g[2]:g}") for c in choices for g in c.grid]
-    tidy = lambda x: None if x is None else float(f"{x:.5g}")                    # thousands of rows
+    tidy = lambda x: None if x is None else float(f"{x:.7g}")                    # thousands of rows
     return [replace(r,value=tidy(r.value),low=tidy(r.low),high=tidy(r.high)) for r in out]
 
 # %% ../nbs/62_exam_dynamics.ipynb #3e58c6e0

@@ -64,7 +64,7 @@ def test_skill_is_measured_against_the_best_reference(result):
         same = dict(robot=r["robot"],horizon=r["horizon"],metric="MAE")
         refs = [x["value"] for x in rows if all(x[k]==v for k,v in same.items()) and x["data_n"] in (0,r["data_n"]) and x["method"] in ("persistence","constant_velocity","climatology","ridge_arx","mlp_ensemble")]
         mine = one(rows, method=r["method"], data_n=r["data_n"], **same)
-        assert r["value"]==pytest.approx(1-mine["value"]/min(refs),abs=1e-3) and r["low"]<=r["high"]
+        assert r["value"]==pytest.approx(1-mine["value"]/min(refs),abs=1e-5) and r["low"]<=r["high"]
 
 def test_errors_are_kept_per_test_episode(done):
     scores = [s for c in done["kept"] if c["config"]["kind"] in ("zero_shot","references") for s in (c["value"].values() if "mae" not in c["value"] else [c["value"]])]
@@ -78,7 +78,7 @@ def test_ratio_and_interval_are_those_of_the_kept_errors(done):
     r = one(rows, method="learned", metric="MAE / scratch", data_n=2, horizon=10)
     kept = {k:np.array([next(iter(c["value"].values()))["each"]["10"] for c in sorted(done["kept"],key=lambda c: c["config"]["seed"]) if c["config"]["kind"]==k and c["config"]["n"]==2 and not c["config"]["sought"]]) for k in ("fine_tuned","scratch")}
     assert kept["scratch"].shape==(2,16)
-    assert r["value"]==pytest.approx(kept["fine_tuned"].mean()/kept["scratch"].mean(),rel=1e-4) and r["low"]<=r["value"]<=r["high"]
+    assert r["value"]==pytest.approx(kept["fine_tuned"].mean()/kept["scratch"].mean()) and r["low"]<=r["value"]<=r["high"]
 
 def test_a_second_call_computes_nothing(done):
     assert done["cells"][0]==done["cells"][1]
