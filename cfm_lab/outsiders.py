@@ -18,7 +18,7 @@ from .adapt import Settings, adapt
 from .cells import Cells, columns, make_result, result_path, rows_in
 from .channels import channels_only, slug
 from .crossfit import cross_fit
-from .exam_dynamics import (FEW, FOLDS, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, seeds_behind, solve, told)
+from .exam_dynamics import (FEW, FOLDS, GUESS, TRIVIAL, Entrant, ExamPlan, all_rows, ask_references, committed_choices, conduct, gather, headlines, quick_plan, solve, told)
 from .history import hidden, history_errors
 from .loader import pick
 from .scoring import examine

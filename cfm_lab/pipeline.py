@@ -101,7 +101,7 @@ def fingerprint(
     h.update(json.dumps(values, sort_keys=True, default=str).encode())
     for f in sorted(_package().glob("*.py")):
         if f.name!="_modidx.py": h.update(f.name.encode()+re.sub(rb"(?m)^# %%.*", b"", f.read_bytes()))     # nbdev's marks name cells, they do nothing
-    for f in _shipped(): h.update(str(f.name).encode()+f.read_bytes())
+    for f in _shipped(): h.update(f.name.encode()+f.read_bytes())
     return h.hexdigest()
 
 def _shipped():
