@@ -126,7 +126,7 @@ def seeds_that_learn(plan:ExamPlan, e:Entrant)->tuple: return (e.seeds or plan.s
 HERE = dict(learned=(0,1,2), mechanics=(2,))     # pre-trainings that are asked so far
 FOLDS = 4                                        # from so many episodes on, fine-tuning is cross-fitted in as many folds
 GENTLY = dict(rival=False, rates=(1e-4,3e-4), lengths=(30,100))      # with mechanics inside, there is little left to learn
-SO_FAR = dict(sizes=(1,2,4,10,15), tuned=(2,10), longest=900)        # and how far: curves end at 1,500 transitions, scratch at 900 steps
+SO_FAR = dict(sizes=(1,2,4,10,15), tuned=(2,10))                     # and how far: curves end at 1,500 transitions
 
 def full_plan(
     names:Sequence[str]=("learned","mechanics"),
