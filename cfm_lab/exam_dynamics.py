@@ -95,7 +95,7 @@ def entrant(
     return Entrant(name, config_from_dict(d if d is not None else read_json(f), str(f)), **more)
 
 # %% ../nbs/62_exam_dynamics.ipynb #8ce965c0
-FEW = 10     # episodes of the few-shot lines
+FEW = 10     # episodes of the few-shot lines, and those that `longest` speaks of
 
 @dataclass(frozen=True)
 class ExamPlan:
@@ -114,7 +114,7 @@ class ExamPlan:
     tuned_scratch:tuple = ()                     # of scratch alone, besides
     rates:tuple = (3e-4,1e-3,3e-3,1e-2)          # grid of fine-tuning, and of scratch
     ladder:tuple = (1e-4,3e-4,1e-3,3e-3,1e-2,3e-2)     # it grows along these while a rate at its edge is best
-    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes while the longest is best
+    lengths:tuple = (30,100,300)                 # steps; the grid grows by threes until a longer run hurts
     longest:int = 2700                           # of scratch with ten episodes; with fewer, as many passes over them
     longest_tuned:int = 300                      # of fine-tuning: with ten episodes, three times as many steps gained 1 %
     shares:tuple = (.5,1.)                       # how far from the old weights to the new
@@ -302,7 +302,8 @@ class Choice:
 
 def tuned_sizes(plan:ExamPlan, e:Entrant, kind:str)->tuple:
     "For which numbers of episodes settings are sought."
-    return tuple(sorted({*plan.tuned,*(plan.tuned_scratch if kind=="scratch" else ())})) if e.name in plan.curved and plan.curves else tuple(dict.fromkeys(min(plan.tuned,key=lambda k: abs(np.log(k/n))) for n in plan.data))
+    sizes = sorted({*plan.tuned,*(plan.tuned_scratch if kind=="scratch" else ())})
+    return tuple(sizes) if e.name in plan.curved and plan.curves else tuple(dict.fromkeys(min(sizes,key=lambda k: abs(np.log(k/n))) for n in plan.data))
 
 def tuning_cells(plan:ExamPlan, kind:str, who:str, n:int, rates:Sequence, marks:Sequence)->list:
     "One training per rate and validation robot."
@@ -314,6 +315,7 @@ def beyond(ladder:Sequence, rate:float, tried:set)->list:
     at = ladder.index(rate)
     return [r for r in ladder[max(0,at-1):at+2] if r not in tried]
 
+# %% ../nbs/62_exam_dynamics.ipynb #4c1d8f21
 def grid_of(plan:ExamPlan, who:str)->tuple:
     "Rates and lengths that an entrant's grid begins with."
     e = of_name(plan,who)
@@ -763,7 +765,8 @@ def committed_choices(
     data:Sequence[int],       # numbers of episodes
     who:str="learned",        # whose settings
     as_who:str="",            # under which name they are wanted
+    longest:int=0,            # gradient steps at most; 0: as many as were chosen
 )->list:                      # of `Choice`, without their grids
     "The settings of fine-tuning and scratch that the last full exam chose, for the nearest size that it tuned."
-    have = [Choice(c["kind"],c["n"],Settings(c["lr"],c["steps"],c["share"]),(),c.get("who","learned")) for c in read_result("dynamics")["choices"]]
+    have = [Choice(c["kind"],c["n"],Settings(c["lr"],min(c["steps"],longest or c["steps"]),c["share"]),(),c.get("who","learned")) for c in read_result("dynamics")["choices"]]
     return [replace(nearest(have,k,n,who),n=n,who=as_who or who) for n in data for k in ("fine_tuned","scratch")]
